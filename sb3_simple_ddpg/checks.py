@@ -1,0 +1,211 @@
+"""What is refused before any work, each with the value and the cure, and the advice that is given at verbose >= 1.
+
+Not here: shape checks of the equations (`equations.py`) and checks of the noise (`exploration.py`).
+"""
+
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+
+from sb3_simple_ddpg.exploration import noise_scale
+
+if TYPE_CHECKING:
+    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class UnsupportedError(ValueError, AssertionError):
+    """A space or a combination that DDPG cannot use. Also an AssertionError, since that is what SB3 raises."""
+
+
+_TD3 = "stable_baselines3.TD3 has it (twin critics, delayed updates, target smoothing)"
+_SAC = "stable_baselines3.SAC has it (a stochastic policy)"
+_FOREIGN_ARGUMENTS = {
+    "policy_delay": _TD3,
+    "target_policy_noise": _TD3,
+    "target_noise_clip": _TD3,
+    "n_critics": _TD3,
+    "ent_coef": _SAC,
+    "target_update_interval": _SAC,
+    "target_entropy": _SAC,
+    "use_sde": _SAC,
+    "sde_sample_freq": _SAC,
+    "use_sde_at_warmup": _SAC,
+    "top_quantiles_to_drop_per_net": "sb3_contrib.TQC has it (quantile critics)",
+    "exploration_fraction": "stable_baselines3.DQN has it (discrete actions)",
+}
+
+
+def explain_foreign_arguments(init: Callable[P, T]) -> Callable[P, T]:
+    """
+    Let a constructor say which algorithm an argument belongs to, instead of only "unexpected keyword argument".
+
+    :param init: the constructor
+    :return: the same constructor, of the same signature
+    """
+    known = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked_init(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs.keys() - set(known):
+            if name in _FOREIGN_ARGUMENTS:
+                cure = f"{_FOREIGN_ARGUMENTS[name]}; plain DDPG does not."
+            else:
+                cure = did_you_mean(name, known)
+            raise TypeError(f"SimpleDDPG has no argument {name}={kwargs[name]!r}: {cure}")
+        return init(*args, **kwargs)
+
+    return checked_init
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """
+    :param name: what the user wrote
+    :param known: what exists
+    :return: a sentence with the nearest names, or with all
+    """
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}."
+
+
+def check_action_space(action_space: spaces.Space[Any]) -> None:
+    """
+    :param action_space: the environment's
+    :raises UnsupportedError: unless it is a Box of real numbers with finite bounds, low < high in each dimension
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise UnsupportedError(
+            f"The action space must be a Box, got {action_space}: DDPG needs continuous actions; for discrete ones use "
+            "stable_baselines3.DQN or PPO. (The algorithm only supports spaces.Box as action spaces.)"
+        )
+    if not np.issubdtype(action_space.dtype, np.floating):
+        raise UnsupportedError(
+            f"The actions must be real numbers, got dtype {action_space.dtype} in {action_space}: "
+            "wrap the environment so that it takes a float32 Box and rounds by itself."
+        )
+    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+        raise UnsupportedError(
+            f"Continuous action space must have a finite lower and upper bound, got low={action_space.low}, "
+            f"high={action_space.high}: clip it with gymnasium.wrappers.RescaleAction or change the environment's Box."
+        )
+    if not (action_space.low < action_space.high).all():
+        raise UnsupportedError(
+            f"The lower bound must be below the upper one in each dimension of the action space, got "
+            f"low={action_space.low}, high={action_space.high}: leave out dimensions that cannot vary."
+        )
+
+
+def check_hyperparameters(model: "SimpleDDPG") -> None:
+    """
+    :param model: an algorithm whose constructor has stored its arguments
+    :raises ValueError: for a number that cannot be meant, with the value and the cure
+    :raises TypeError: for something that is not a number where one is needed
+    """
+    _check_range("tau", model.tau, 0, 1, "the share of the main network in a soft update, 0.005 for example")
+    _check_range("gamma", model.gamma, 0, 1, "0.99 for example")
+    for name in ("batch_size", "buffer_size", "n_steps"):
+        _check_count(name, getattr(model, name), 1)
+    _check_count("learning_starts", model.learning_starts, 0)
+    _check_count("gradient_steps", model.gradient_steps, -1)
+    for name in ("learning_rate", "critic_learning_rate"):
+        rate = getattr(model, name)
+        if callable(rate):
+            rate = rate(1.0)
+        if rate is not None:
+            _check_range(name, rate, 0, math.inf, "1e-3 for example")
+    if model.max_grad_norm is not None:
+        _check_range("max_grad_norm", model.max_grad_norm, 0, math.inf, "None for no clipping, 1.0 for example")
+        if model.max_grad_norm == 0:
+            raise ValueError(
+                "max_grad_norm must be above 0, got 0: that would stop learning. Use None for no clipping."
+            )
+    if model.on_non_finite not in ("stop", "skip"):
+        raise ValueError(f"on_non_finite must be 'stop' or 'skip', got {model.on_non_finite!r}.")
+    frequency = model.train_freq[0] if isinstance(model.train_freq, tuple) else model.train_freq
+    if isinstance(frequency, int):  # SB3 itself refuses other types and unknown units
+        _check_count("train_freq", frequency, 1)
+
+
+def check_train_freq(train_freq: TrainFreq, n_envs: int) -> None:
+    """
+    :param train_freq: as SB3 holds it
+    :param n_envs: number of environments
+    :raises UnsupportedError: for episodes as the unit with several environments, which end at different times
+    """
+    if train_freq.unit == TrainFrequencyUnit.EPISODE and n_envs > 1:
+        raise UnsupportedError(
+            f"train_freq=({train_freq.frequency}, 'episode') needs one environment, got {n_envs}: "
+            "You must use only one env when doing episodic training, or train_freq=(n, 'step')."
+        )
+
+
+def advice(model: "SimpleDDPG") -> list[str]:
+    """
+    What often goes wrong and can be seen before the first step.
+
+    :param model: an algorithm that has an environment, reset or not
+    :return: one sentence a finding, empty when there is nothing to say
+    """
+    found = []
+    assert isinstance(model.action_space, spaces.Box)
+    widest = float(max(abs(model.action_space.low).max(), abs(model.action_space.high).max()))
+    if widest > 10:
+        found.append(
+            f"The action space reaches to {widest:g}; off-policy learning often stalls beyond +-10. "
+            "Actions are mapped to [-1, 1] here, but rewards that grow with the action are not: "
+            "consider gymnasium.wrappers.RescaleAction."
+        )
+    if noise_scale(model.action_noise) == 0.0:
+        found.append("There is no action noise: after the random steps nothing explores. Try action_noise=0.1.")
+    if model.batch_size > model.buffer_size:
+        found.append(
+            f"batch_size={model.batch_size} is larger than buffer_size={model.buffer_size}: each batch holds the same "
+            "transitions several times."
+        )
+    largest = _largest_observation(model)
+    if largest > 100 and model.get_vec_normalize_env() is None:
+        found.append(
+            f"Observations reach {largest:g}: networks learn badly from numbers far from 1. "
+            "Wrap the environment in VecNormalize."
+        )
+    return found
+
+
+def _largest_observation(model: "SimpleDDPG") -> float:
+    observations = model._last_obs
+    if observations is None:
+        return 0.0
+    parts: Mapping[Any, Any] = observations if isinstance(observations, dict) else {None: observations}
+    largest = 0.0
+    for key, values in parts.items():
+        space = model.observation_space
+        if isinstance(space, spaces.Dict):
+            space = space[key]
+        if isinstance(space, spaces.Box) and not is_image_space(space) and values.size:
+            largest = max(largest, float(np.abs(values).max()))
+    return largest
+
+
+def _check_range(name: str, value: object, low: float, high: float, example: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {value!r}: {example}.")
+    if not low <= value <= high or math.isinf(value):
+        limits = f"in [{low}, {high}]" if math.isfinite(high) else f"a finite number of at least {low}"
+        raise ValueError(f"{name} must be {limits}, got {value}: {example}.")
+
+
+def _check_count(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be a whole number, got {value!r}: write {low if low > 0 else 1}, for example.")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}.")

@@ -1,0 +1,156 @@
+"""Exploration: turns what the user gives as `action_noise` into the noise object that Stable-Baselines3 (SB3) calls.
+
+Not here: where the noise is added. SB3 adds one draw to the actor's output in [-1, 1], clips to [-1, 1], and only then
+maps the sum to the environment's range. So a standard deviation of 1.0 is half the width of the action range, and 0.1
+is the same push in every environment.
+
+Source: Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, Section 3 (exploration policy) and Section 7 (OU noise)
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.noise import ActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+from stable_baselines3.common.utils import FloatSchedule
+
+
+@dataclass(frozen=True)
+class OrnsteinUhlenbeck:
+    """
+    Noise that wanders instead of jumping, as in the 2015 paper: a description, since the shape is the environment's.
+
+    :param sigma: size of each random push; 1.0 is half the width of the action range
+    :param theta: pull back to zero, per unit of time
+    :param dt: units of time in one timestep; SB3's default
+    :raises ValueError: for a negative number
+    """
+
+    sigma: float = 0.2
+    theta: float = 0.15
+    dt: float = 1e-2
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "theta", "dt"):
+            _check_scale(name, getattr(self, name))
+
+
+NoiseSetting: TypeAlias = float | Callable[[float], float] | ActionNoise | OrnsteinUhlenbeck | None
+
+
+class GaussianNoise(VectorizedActionNoise):
+    """
+    N(0, scale^2) for all environments in one draw; the numbers are those of SB3's `NormalActionNoise`, one by one.
+
+    It is a `VectorizedActionNoise` because SB3 wraps whatever is not, and would then draw once per environment.
+
+    :param scale: standard deviation, or a schedule of it; 1.0 is half the width of the action range
+    :param shape: shape of one action, `action_space.shape`
+    :param n_envs: number of environments
+    """
+
+    def __init__(self, scale: float | Callable[[float], float], shape: tuple[int, ...], n_envs: int) -> None:
+        self.schedule = FloatSchedule(scale)
+        self.shape = shape
+        self.n_envs = n_envs
+        self.update(progress_remaining=1.0)
+
+    def update(self, progress_remaining: float) -> None:
+        """
+        Follow the schedule.
+
+        :param progress_remaining: 1 at the start of training, 0 at its end
+        :raises ValueError: when the schedule gives a negative or non-finite number
+        """
+        self.scale = _check_scale("action_noise", self.schedule(progress_remaining))
+
+    def __call__(self) -> npt.NDArray[np.float32]:
+        """
+        :return: one draw, shape (n_envs, *shape)
+        """
+        return np.random.normal(0.0, self.scale, size=(self.n_envs, *self.shape)).astype(np.float32)
+
+    def reset(self, indices: Iterable[int] | None = None) -> None:
+        """Independent draws: there is nothing to start anew."""
+
+    def __repr__(self) -> str:
+        return f"GaussianNoise(scale={self.scale}, shape={self.shape}, n_envs={self.n_envs})"
+
+
+def make_action_noise(action_noise: NoiseSetting, shape: tuple[int, ...], n_envs: int) -> ActionNoise | None:
+    """
+    Turn a setting into noise for this many environments; what is noise already passes, so it may run twice.
+
+    :param action_noise: standard deviation (1.0 is half the width of the action range), a schedule of it,
+        `OrnsteinUhlenbeck(...)`, any SB3 `ActionNoise`, or None for no noise
+    :param shape: shape of one action, `action_space.shape`
+    :param n_envs: number of environments
+    :return: the noise, or None
+    :raises ValueError: for a negative or non-finite scale, or noise of another shape
+    :raises TypeError: for anything else
+    """
+    if action_noise is None:
+        return None
+    if isinstance(action_noise, GaussianNoise):
+        if (action_noise.shape, action_noise.n_envs) == (shape, n_envs):
+            return action_noise
+        return GaussianNoise(action_noise.schedule, shape, n_envs)
+    if isinstance(action_noise, OrnsteinUhlenbeck):
+        action_noise = OrnsteinUhlenbeckActionNoise(
+            np.zeros(shape), np.full(shape, action_noise.sigma), action_noise.theta, action_noise.dt
+        )
+    if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != n_envs:
+        # A model loaded with another number of environments: SB3 wraps the base noise again when learning starts.
+        action_noise = action_noise.base_noise
+    if isinstance(action_noise, ActionNoise):
+        _check_shape(action_noise, shape)
+        return action_noise
+    if callable(action_noise) or (isinstance(action_noise, float | int) and not isinstance(action_noise, bool)):
+        return GaussianNoise(action_noise, shape, n_envs)
+    raise TypeError(
+        "action_noise must be a standard deviation such as 0.1, a schedule of progress_remaining, "
+        f"OrnsteinUhlenbeck(...), an SB3 ActionNoise or None, got {action_noise!r}."
+    )
+
+
+def noise_scale(action_noise: ActionNoise | None) -> float | None:
+    """
+    The size of the noise, for the log.
+
+    :param action_noise: what the algorithm holds
+    :return: its standard deviation (sigma of an OU process), the mean over dimensions; 1.0 is half the width of the
+        action range; 0.0 without noise; None for a class of the user's that does not say
+    """
+    if action_noise is None:
+        return 0.0
+    if isinstance(action_noise, GaussianNoise):
+        return action_noise.scale
+    if isinstance(action_noise, VectorizedActionNoise):
+        return noise_scale(action_noise.base_noise)
+    sigma = getattr(action_noise, "_sigma", None)
+    return None if sigma is None else float(np.mean(sigma))
+
+
+def _check_scale(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value}: 0.1 for example.")
+    return value
+
+
+def _check_shape(action_noise: ActionNoise, shape: tuple[int, ...]) -> None:
+    # Only SB3's own classes say what they will draw; asking by a draw would move the global random stream.
+    base = action_noise.base_noise if isinstance(action_noise, VectorizedActionNoise) else action_noise
+    for name in ("_mu", "_sigma"):
+        noise_shape = np.shape(getattr(base, name, 0.0))
+        try:
+            fits = np.broadcast_shapes(noise_shape, shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"action_noise must draw arrays of the shape of one action, {shape}, got {noise_shape}: "
+                f"for example NormalActionNoise(np.zeros({shape}), 0.1 * np.ones({shape}))."
+            )

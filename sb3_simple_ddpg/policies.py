@@ -1,0 +1,325 @@
+"""The networks of DDPG: actor mu(s), critic Q(s, a), and the policy that builds both with their targets.
+
+Not here: how they learn (`simple_ddpg.py`, `equations.py`) and how noise is added (`exploration.py`).
+
+Layers and names are those of Stable-Baselines3 (SB3) (`mu`, `qf0`, order of construction), so that one seed gives the
+same weights as SB3's DDPG and weights can be passed to and fro. B is the batch size, A the number of action dimensions.
+"""
+
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+    get_actor_critic_arch,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+
+class Actor(BasePolicy):
+    """
+    mu(s): the action to take. Dense layers, then tanh, so that every output lies in [-1, 1].
+
+    The map from [-1, 1] to the environment's `[low, high]` is no layer: `predict` applies it, once, per dimension.
+
+    :param observation_space: the observations s
+    :param action_space: the actions, a Box with finite bounds and A dimensions in all
+    :param net_arch: units of each hidden layer; may be empty
+    :param features_extractor: turns observations into a flat vector (flatten, CNN, ...)
+    :param features_dim: length of that vector
+    :param activation_fn: between the layers
+    :param normalize_images: divide images by 255
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+            squash_output=True,  # tells SB3's `predict` to map [-1, 1] to [low, high]
+        )
+        self.net_arch = net_arch
+        self.features_dim = features_dim
+        self.activation_fn = activation_fn
+        self.mu = nn.Sequential(
+            *create_mlp(features_dim, get_action_dim(action_space), net_arch, activation_fn, squash_output=True)
+        )
+
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: s, a batch of B
+        :return: mu(s), shape (B, A), in [-1, 1]
+        """
+        features = self.extract_features(observations, self.features_extractor)
+        actions: th.Tensor = self.mu(features)
+        return actions
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        # The policy is deterministic; the flag exists in SB3's interface for stochastic ones.
+        actions: th.Tensor = self(observation)
+        return actions
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "net_arch": self.net_arch,
+            "features_dim": self.features_dim,
+            "activation_fn": self.activation_fn,
+            "features_extractor": self.features_extractor,
+        }
+
+
+class Critic(BaseModel):
+    """
+    Q(s, a): the discounted return expected after action a in s. State and action enter together, at the input.
+
+    :param observation_space: the observations s
+    :param action_space: the actions, of A dimensions in all
+    :param net_arch: units of each hidden layer; may be empty
+    :param features_extractor: turns observations into a flat vector (flatten, CNN, ...)
+    :param features_dim: length of that vector
+    :param activation_fn: between the layers
+    :param normalize_images: divide images by 255
+    :param share_features_extractor: the extractor is the actor's and learns from the actor's loss alone
+    """
+
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        share_features_extractor: bool = False,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        self.share_features_extractor = share_features_extractor
+        # SB3's name for the first of its critics: a weight file of one library fits the other.
+        self.qf0 = nn.Sequential(*create_mlp(features_dim + get_action_dim(action_space), 1, net_arch, activation_fn))
+
+    def forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        :param observations: s, a batch of B
+        :param actions: a, shape (B, A), in [-1, 1]
+        :return: Q(s, a), shape (B, 1), in the unit of a return
+        """
+        features = self.extract_features(observations, self.features_extractor)
+        if self.share_features_extractor:
+            features = features.detach()
+        q_values: th.Tensor = self.qf0(th.cat([features, actions], dim=1))
+        return q_values
+
+
+class DDPGPolicy(BasePolicy):
+    """
+    The four networks `actor, actor_target, critic, critic_target` and the two optimizers.
+
+    :param observation_space: the observations
+    :param action_space: the actions, a Box with finite bounds
+    :param lr_schedule: learning rate of both optimizers, a function of the progress remaining (1 to 0)
+    :param net_arch: hidden layers of both networks, or `dict(pi=[...], qf=[...])` for actor and critic apart;
+        None: [400, 300], and [256, 256] on top of a CNN, as in SB3
+    :param activation_fn: between the layers
+    :param features_extractor_class: None: flatten, CNN or one extractor a key, by the policy's name
+    :param features_extractor_kwargs: arguments of the extractor
+    :param normalize_images: divide images by 255
+    :param optimizer_class: of both networks, Adam by default
+    :param optimizer_kwargs: its arguments without the learning rate
+    :param critic_optimizer_kwargs: more arguments, for the critic alone (a weight decay of its own, for example)
+    :param n_critics: accepted because settings written for SB3's DDPG carry it; must be 1
+    :param share_features_extractor: actor and critic use one extractor, trained by the actor's loss
+    :param last_layer_init: x: weights and biases of both last layers start in U(-x, x), 3e-3 in the paper;
+        None: PyTorch's default
+    :raises ValueError: for another number of critics than one, or a negative `last_layer_init`
+    """
+
+    #: What `features_extractor_class=None` means: the only difference between the three policies.
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
+    actor: Actor
+    actor_target: Actor
+    critic: Critic
+    critic_target: Critic
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        critic_optimizer_kwargs: dict[str, Any] | None = None,
+        n_critics: int = 1,
+        share_features_extractor: bool = False,
+        last_layer_init: float | None = None,
+    ) -> None:
+        if n_critics != 1:
+            raise ValueError(f"n_critics must be 1, got {n_critics}: for twin critics use stable_baselines3.TD3.")
+        if last_layer_init is not None and not last_layer_init >= 0:
+            raise ValueError(f"last_layer_init must be None or at least 0, got {last_layer_init}: 3e-3 for example.")
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class or self.default_features_extractor_class,
+            # SB3 writes into this dict; the caller's stays as it is.
+            dict(features_extractor_kwargs or {}),
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=dict(optimizer_kwargs or {}),
+            squash_output=True,
+            normalize_images=normalize_images,
+        )
+        if net_arch is None:
+            net_arch = [256, 256] if self.features_extractor_class == NatureCNN else [400, 300]
+        self.net_arch = net_arch
+        self.activation_fn = activation_fn
+        self.critic_optimizer_kwargs = dict(critic_optimizer_kwargs or {})
+        self.share_features_extractor = share_features_extractor
+        self.last_layer_init = last_layer_init
+        self._build(lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        # SB3's order: each constructor draws its weights from the global generator.
+        self.actor = self.make_actor()
+        self.actor_target = self.make_actor()
+        shared = self.share_features_extractor
+        self.critic = self.make_critic(self.actor.features_extractor if shared else None)
+        self.critic_target = self.make_critic(self.actor_target.features_extractor if shared else None)
+
+        if self.last_layer_init is not None:
+            for last_layer in (_last_linear(self.actor.mu), _last_linear(self.critic.qf0)):
+                nn.init.uniform_(last_layer.weight, -self.last_layer_init, self.last_layer_init)
+                nn.init.uniform_(last_layer.bias, -self.last_layer_init, self.last_layer_init)
+
+        self.actor_target.load_state_dict(self.actor.state_dict())
+        self.critic_target.load_state_dict(self.critic.state_dict())
+        # Target networks are never in training mode (batch norm, dropout).
+        self.actor_target.set_training_mode(False)
+        self.critic_target.set_training_mode(False)
+
+        learning_rate = lr_schedule(1)
+        critic_kwargs = {**self.optimizer_kwargs, **self.critic_optimizer_kwargs}
+        self.actor.optimizer = _make_optimizer(self.optimizer_class, self.actor, learning_rate, self.optimizer_kwargs)
+        self.critic.optimizer = _make_optimizer(self.optimizer_class, self.critic, learning_rate, critic_kwargs)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
+        """
+        :param features_extractor: one to share; None builds a new one
+        :return: an actor of this policy's settings
+        """
+        return Actor(**self._network_kwargs("pi", features_extractor)).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Critic:
+        """
+        :param features_extractor: one to share; None builds a new one
+        :return: a critic of this policy's settings
+        """
+        critic_kwargs = self._network_kwargs("qf", features_extractor)
+        return Critic(**critic_kwargs, share_features_extractor=self.share_features_extractor).to(self.device)
+
+    def _network_kwargs(self, network: str, features_extractor: BaseFeaturesExtractor | None) -> dict[str, Any]:
+        actor_arch, critic_arch = get_actor_critic_arch(self.net_arch)
+        kwargs = {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "net_arch": actor_arch if network == "pi" else critic_arch,
+            "activation_fn": self.activation_fn,
+            "normalize_images": self.normalize_images,
+        }
+        return self._update_features_extractor(kwargs, features_extractor)
+
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param observation: s, a batch of B
+        :param deterministic: of no effect: mu is deterministic
+        :return: mu(s), shape (B, A), in [-1, 1]
+        """
+        return self._predict(observation, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions: th.Tensor = self.actor(observation)
+        return actions
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Switch batch norm and dropout of the main networks; the targets stay in evaluation mode.
+
+        :param mode: True for training
+        """
+        self.actor.set_training_mode(mode)
+        self.critic.set_training_mode(mode)
+        self.training = mode
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "net_arch": self.net_arch,
+            "activation_fn": self.activation_fn,
+            "lr_schedule": self._dummy_schedule,  # a policy loaded alone does not learn
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+            "critic_optimizer_kwargs": self.critic_optimizer_kwargs,
+            "features_extractor_class": self.features_extractor_class,
+            "features_extractor_kwargs": self.features_extractor_kwargs,
+            "share_features_extractor": self.share_features_extractor,
+            "last_layer_init": self.last_layer_init,
+        }
+
+
+def _last_linear(network: nn.Sequential) -> nn.Linear:
+    return [layer for layer in network if isinstance(layer, nn.Linear)][-1]
+
+
+def _make_optimizer(
+    optimizer_class: type[th.optim.Optimizer], network: nn.Module, learning_rate: float, kwargs: dict[str, Any]
+) -> th.optim.Optimizer:
+    # PyTorch's own optimizers have a kernel that updates all tensors in one call; it is off by default on the CPU.
+    # The formula is the same. A subclass, another optimizer, or the user's own choice is left as it is.
+    fusible = optimizer_class in (th.optim.Adam, th.optim.AdamW, th.optim.SGD)
+    user_chose = {"fused", "foreach", "differentiable", "capturable"} & kwargs.keys()
+    if fusible and not user_chose:
+        kwargs = {**kwargs, "fused": True}
+    return optimizer_class(network.parameters(), lr=learning_rate, **kwargs)  # type: ignore[call-arg]  # the base class declares no lr
+
+
+MlpPolicy = DDPGPolicy
+
+
+class CnnPolicy(DDPGPolicy):
+    """`DDPGPolicy` for images: a CNN in front of actor and critic."""
+
+    default_features_extractor_class = NatureCNN
+
+
+class MultiInputPolicy(DDPGPolicy):
+    """`DDPGPolicy` for Dict observations: an extractor for each key, side by side."""
+
+    default_features_extractor_class = CombinedExtractor

@@ -1,0 +1,341 @@
+"""SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The algorithm is `SimpleDDPG.train`.
+
+Not here: the equations (`equations.py`), the networks (`policies.py`), the noise (`exploration.py`), the collecting of
+experience (SB3's `OffPolicyAlgorithm`: lines 4 to 6 of Algorithm 1).
+
+Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the numbering that README.md prints.
+"""
+
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import torch as th
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
+from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_simple_ddpg import checks
+from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
+from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
+from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
+
+SelfSimpleDDPG = TypeVar("SelfSimpleDDPG", bound="SimpleDDPG")
+
+
+class SimpleDDPG(OffPolicyAlgorithm):
+    """
+    Deep Deterministic Policy Gradient (DDPG), in its plainest form.
+
+    Arguments, order and defaults are those of SB3's DDPG up to `_init_setup_model`, but for `action_noise`: SB3's
+    default explores nothing after the random steps, ours does.
+
+    :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class
+    :param env: the environment, or the name of a registered one
+    :param learning_rate: of both networks; a number or a function of the progress remaining (1 to 0)
+    :param buffer_size: number of transitions that the replay buffer keeps
+    :param learning_starts: number of timesteps with uniformly random actions before learning starts
+    :param batch_size: B, number of transitions in each gradient step
+    :param tau: share of the main network in each soft update, in [0, 1]; the article's 0.999 is 0.001 here
+    :param gamma: discount factor, in [0, 1]
+    :param train_freq: timesteps between two calls of `train`; or (n, "step"), (n, "episode")
+    :param gradient_steps: gradient steps in each call of `train`; -1: as many as timesteps were collected
+    :param action_noise: standard deviation of Gaussian noise, where 1.0 is half the width of the action range, so 0.1
+        is the same push in every environment; or a function of the progress remaining; `OrnsteinUhlenbeck(...)`; any
+        SB3 `ActionNoise`; None for no noise
+    :param replay_buffer_class: None: chosen by the observation space and `n_steps`
+    :param replay_buffer_kwargs: arguments of the replay buffer
+    :param optimize_memory_usage: store each observation once (SB3's memory-efficient variant)
+    :param n_steps: length of n-step returns; 1 is the paper's
+    :param tensorboard_log: folder for TensorBoard, None for none
+    :param policy_kwargs: arguments of the policy, see `DDPGPolicy`
+    :param verbose: 0 silent, 1 information and advice, 2 debug
+    :param seed: of Python, NumPy, PyTorch, the environment and its action space
+    :param device: "auto", "cpu", "cuda", ...
+    :param _init_setup_model: build networks and buffer now
+    :param critic_learning_rate: of the critic, where it differs from `learning_rate`; a number or a schedule
+    :param max_grad_norm: largest norm of each network's gradient; None: no limit
+    :param stats_window_size: number of episodes in the logged means
+    :param compile_updates: not available yet
+    :param on_non_finite: "stop": a loss that is not finite raises FloatingPointError; "skip" is not available yet
+    :raises ValueError: for a value, space or combination that cannot work, with the cure
+    :raises TypeError: for an argument of the wrong type, or of another algorithm, with the algorithm that has it
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: DDPGPolicy
+    actor: Actor
+    actor_target: Actor
+    critic: Critic
+    critic_target: Critic
+
+    @checks.explain_foreign_arguments
+    def __init__(
+        self,
+        policy: str | type[DDPGPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: NoiseSetting = 0.1,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        critic_learning_rate: float | Schedule | None = None,
+        max_grad_norm: float | None = None,
+        stats_window_size: int = 100,
+        compile_updates: bool = False,
+        on_non_finite: str = "stop",
+    ) -> None:
+        if compile_updates:
+            raise NotImplementedError("compile_updates=True is not available yet: use False.")
+        if on_non_finite == "skip":
+            raise NotImplementedError("on_non_finite='skip' is not available yet: use 'stop'.")
+        try:
+            super().__init__(
+                policy,
+                env,
+                learning_rate,
+                buffer_size,
+                learning_starts,
+                batch_size,
+                tau,
+                gamma,
+                train_freq,
+                gradient_steps,
+                action_noise,  # type: ignore[arg-type]  # _setup_model turns it into what SB3 expects
+                replay_buffer_class,
+                # SB3 writes into both dicts; the caller's stay as they are.
+                dict(replay_buffer_kwargs or {}),
+                optimize_memory_usage,
+                n_steps,
+                dict(policy_kwargs or {}),
+                stats_window_size,
+                tensorboard_log,
+                verbose,
+                device,
+                support_multi_env=True,
+                seed=seed,
+                sde_support=False,
+            )
+        except gym.error.Error as error:
+            raise ValueError(
+                f"The environment {env!r} cannot be made: {error} "
+                "Choose a name from gymnasium.registry, or import the package that registers it."
+            ) from error
+        self.critic_learning_rate = critic_learning_rate
+        self.max_grad_norm = max_grad_norm
+        self.compile_updates = compile_updates
+        self.on_non_finite = on_non_finite
+        if _init_setup_model:
+            self._setup_model()
+            checks.check_train_freq(self._train_freq, self.n_envs)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        checks.check_action_space(vec_env.action_space)
+        return vec_env
+
+    def _setup_model(self) -> None:
+        # `load` comes here too, with values that an earlier call has already converted.
+        checks.check_hyperparameters(self)
+        if not issubclass(self.policy_class, DDPGPolicy):
+            raise ValueError(
+                f"The policy must be a sb3_simple_ddpg.DDPGPolicy, got {self.policy_class}: for a model of SB3's DDPG "
+                "use SimpleDDPG.from_sb3."
+            )
+        assert self.action_space.shape is not None
+        self.action_noise = make_action_noise(self.action_noise, self.action_space.shape, self.n_envs)
+        # SB3 writes the buffer that it chooses back into these two, and warns when it finds it there after `load`.
+        given_class, given_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
+        self.replay_buffer_kwargs = dict(given_kwargs)
+        super()._setup_model()
+        self.replay_buffer_class, self.replay_buffer_kwargs = given_class, given_kwargs
+
+        self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
+        self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        self._batch_norm_stats = _batch_norm_stats(self.critic) + _batch_norm_stats(self.actor)
+        self._target_batch_norm_stats = _batch_norm_stats(self.critic_target) + _batch_norm_stats(self.actor_target)
+        if not hasattr(self, "_logger"):
+            self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        rate = self.critic_learning_rate
+        self.critic_lr_schedule = None if rate is None else FloatSchedule(rate)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """
+        Lines 7 to 11 of Algorithm 1, once for each gradient step.
+
+        :param gradient_steps: how often
+        :param batch_size: B, number of transitions in each batch
+        :raises ValueError: when the replay buffer is empty
+        :raises FloatingPointError: when a loss is not finite
+        """
+        self._prepare_updates()
+        statistics = []
+        for _ in range(gradient_steps):
+            # Line 7: sample a random batch of B transitions (s, a, r, s', d).
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]  # never None after setup
+            discounts = self.gamma if batch.discounts is None else batch.discounts
+
+            # Lines 8-9: fit the critic Q(s, a) to the target y.
+            with th.no_grad():
+                next_q_values = self.critic_target(batch.next_observations, self.actor_target(batch.next_observations))
+                targets = td_target(batch.rewards, batch.dones, discounts, next_q_values)
+            q_values = self.critic(batch.observations, batch.actions)
+            loss_q = critic_loss(q_values, targets)
+            self._gradient_step(self.critic, loss_q)
+
+            # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
+            actions = self.actor(batch.observations)
+            loss_mu = actor_loss(self.critic(batch.observations, actions))
+            self._gradient_step(self.actor, loss_mu)
+
+            # Line 11: move the targets by a share of tau; running statistics of batch norm are copied.
+            soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            soft_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
+            soft_update(self._batch_norm_stats, self._target_batch_norm_stats, 1.0)
+
+            statistics.append(_statistics(loss_q, loss_mu, q_values, targets, actions))
+        self._log_updates(statistics)
+
+    def _prepare_updates(self) -> None:
+        """Training mode, learning rates of now, and the one gamma."""
+        assert self.replay_buffer is not None
+        if self.replay_buffer.size() == 0:
+            raise ValueError("The replay buffer is empty: call learn(), or load_replay_buffer(), before train().")
+        if isinstance(self.replay_buffer, NStepReplayBuffer):
+            self.replay_buffer.gamma = self.gamma  # it discounts with a copy of its own
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
+        if self.critic_lr_schedule is not None:
+            rate = self.critic_lr_schedule(self._current_progress_remaining)
+            update_learning_rate(self.critic.optimizer, rate)
+            self.logger.record("train/critic_learning_rate", rate)
+
+    def _gradient_step(self, network: Actor | Critic, loss: th.Tensor) -> None:
+        """One step of a network's optimizer down the gradient of a loss; no other network's gradient is computed."""
+        network.optimizer.zero_grad()
+        loss.backward(inputs=list(network.parameters()))  # type: ignore[no-untyped-call]  # PyTorch declares no types
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(network.parameters(), self.max_grad_norm)
+        network.optimizer.step()
+
+    def _log_updates(self, statistics: list[th.Tensor]) -> None:
+        """Record the mean of each statistic over the gradient steps, with one transfer from the device."""
+        if not statistics:
+            return
+        self._n_updates += len(statistics)
+        means = dict(zip(_STATISTICS, th.stack(statistics).mean(dim=0).tolist(), strict=True))
+        for name, mean in means.items():
+            self.logger.record(f"train/{name}", mean)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        scale = noise_scale(self.action_noise)
+        if scale is not None:
+            self.logger.record("train/noise_scale", scale)
+        for name in ("critic_loss", "actor_loss"):
+            if not abs(means[name]) < float("inf"):
+                raise FloatingPointError(
+                    f"{name} is {means[name]} at timestep {self.num_timesteps}, gradient step {self._n_updates}: look "
+                    "for NaN or infinity in observations and rewards, or lower the learning rate."
+                )
+
+    def learn(
+        self: SelfSimpleDDPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "SimpleDDPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSimpleDDPG:
+        """
+        Algorithm 1: act, store, and learn by calling `train`.
+
+        :param total_timesteps: number of timesteps in the environment
+        :param callback: SB3 callbacks, called at every timestep
+        :param log_interval: number of episodes between two dumps of the log
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: False goes on counting where an earlier call stopped
+        :param progress_bar: show one
+        :return: the algorithm itself
+        """
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        assert self.action_space.shape is not None
+        checks.check_train_freq(self._train_freq, self.n_envs)
+        self.action_noise = make_action_noise(self.action_noise, self.action_space.shape, self.n_envs)
+        total_timesteps, callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+        if self.verbose >= 1:
+            for sentence in checks.advice(self):
+                self.logger.warn(sentence)
+        return total_timesteps, callback
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        if isinstance(self.action_noise, GaussianNoise):
+            self.action_noise.update(self._current_progress_remaining)
+
+    @property
+    def _train_freq(self) -> TrainFreq:
+        assert isinstance(self.train_freq, TrainFreq)  # SB3 converts it in _setup_model
+        return self.train_freq
+
+    def _excluded_save_params(self) -> list[str]:
+        networks = ["actor", "actor_target", "critic", "critic_target"]
+        return [*super()._excluded_save_params(), *networks, "_batch_norm_stats", "_target_batch_norm_stats"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "actor.optimizer", "critic.optimizer"], []
+
+
+_STATISTICS = ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation")
+
+
+@th.no_grad()
+def _statistics(
+    loss_q: th.Tensor, loss_mu: th.Tensor, q_values: th.Tensor, targets: th.Tensor, actions: th.Tensor
+) -> th.Tensor:
+    """What is logged of one gradient step, in the order of `_STATISTICS`, still on the device: shape (5,)."""
+    saturated = (actions.abs() > 0.99).float()
+    return th.stack([loss_q, loss_mu, q_values.mean(), targets.mean(), saturated.mean()])
+
+
+def _batch_norm_stats(network: th.nn.Module) -> list[th.Tensor]:
+    return get_parameters_by_name(network, ["running_"])

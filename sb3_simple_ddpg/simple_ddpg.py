@@ -6,7 +6,8 @@ experience (SB3's `OffPolicyAlgorithm`: lines 4 to 6 of Algorithm 1).
 Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the numbering that README.md prints.
 """
 
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import torch as th
@@ -23,6 +24,9 @@ from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
+
+if TYPE_CHECKING:
+    from stable_baselines3 import DDPG
 
 SelfSimpleDDPG = TypeVar("SelfSimpleDDPG", bound="SimpleDDPG")
 
@@ -311,6 +315,34 @@ class SimpleDDPG(OffPolicyAlgorithm):
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         if isinstance(self.action_noise, GaussianNoise):
             self.action_noise.update(self._current_progress_remaining)
+
+    @classmethod
+    def from_sb3(
+        cls: type[SelfSimpleDDPG], model_or_zip: "DDPG | str | Path", env: GymEnv | None = None
+    ) -> SelfSimpleDDPG:
+        """
+        Take over a model of SB3's DDPG: weights, optimizer states, replay buffer, counters and settings.
+
+        :param model_or_zip: the model, or the path of its zip (which holds no replay buffer)
+        :param env: to learn on with; None keeps the model's own, if it has one
+        :return: the same agent as SimpleDDPG; the global random streams stay as they were
+        :raises ValueError: for a model that is not SB3's DDPG
+        """
+        from sb3_simple_ddpg.convert import from_sb3
+
+        return from_sb3(cls, model_or_zip, env)
+
+    def to_sb3(self) -> "DDPG":
+        """
+        Give the agent back to SB3: weights, optimizer states, replay buffer, counters and settings.
+
+        :return: the same agent as SB3's DDPG; the global random streams stay as they were
+        :raises ValueError: for what SB3's DDPG lacks: a learning rate of the critic's own, a gradient norm limit, a
+            noise schedule
+        """
+        from sb3_simple_ddpg.convert import to_sb3
+
+        return to_sb3(self)
 
     @property
     def _train_freq(self) -> TrainFreq:

@@ -30,7 +30,8 @@ class UnsupportedError(ValueError, AssertionError):
 
 _TD3 = "stable_baselines3.TD3 has it (twin critics, delayed updates, target smoothing)"
 _SAC = "stable_baselines3.SAC has it (a stochastic policy)"
-_FOREIGN_ARGUMENTS = {
+#: Arguments of other algorithms, and which one has them.
+FOREIGN_ARGUMENTS = {
     "policy_delay": _TD3,
     "target_policy_noise": _TD3,
     "target_noise_clip": _TD3,
@@ -58,8 +59,8 @@ def explain_foreign_arguments(init: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(init)
     def checked_init(*args: P.args, **kwargs: P.kwargs) -> T:
         for name in kwargs.keys() - set(known):
-            if name in _FOREIGN_ARGUMENTS:
-                cure = f"{_FOREIGN_ARGUMENTS[name]}; plain DDPG does not."
+            if name in FOREIGN_ARGUMENTS:
+                cure = f"{FOREIGN_ARGUMENTS[name]}; plain DDPG does not."
             else:
                 cure = did_you_mean(name, known)
             raise TypeError(f"SimpleDDPG has no argument {name}={kwargs[name]!r}: {cure}")

@@ -1,0 +1,298 @@
+"""The command line: `simple-ddpg train`, `evaluate` and `plot`.
+
+Not here: what the commands do to files (`runs.py`), to figures (`plotting.py`) and to networks (`simple_ddpg.py`).
+"""
+
+import ast
+import inspect
+import itertools
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+import tyro
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_simple_ddpg import checks, presets, runs
+from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+
+#: What may follow one `--set`, which may be given several times.
+Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
+
+
+def train(
+    env: str = "Pendulum-v1",
+    episodes: int | None = None,
+    timesteps: int | None = None,
+    seed: int = 0,
+    preset: str | None = None,
+    n_envs: int = 1,
+    vec_env: Literal["dummy", "subproc"] = "dummy",
+    wrapper: tuple[str, ...] = (),
+    normalize: bool = False,
+    set: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    threads: int = 1,
+    eval_episodes: int = 100,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> int:
+    """
+    Train on an environment, then evaluate; by default DDPG on Pendulum-v1 for 100 episodes.
+
+    :param env: name of a registered environment
+    :param episodes: number of episodes in all environments together; 100 where no timesteps are given
+    :param timesteps: number of timesteps, instead of episodes
+    :param seed: of everything that is random
+    :param preset: default, article, lillicrap2015, fujimoto2018, pendulum or rl-zoo; without it the environment's own,
+        where there is one
+    :param n_envs: number of environments side by side
+    :param vec_env: all environments in this process, or each in its own
+    :param wrapper: import paths of wrappers for each environment, the innermost first
+    :param normalize: wrap the environments in VecNormalize
+    :param set: an argument of SimpleDDPG, such as gamma=0.98 or policy_kwargs.net_arch=[64,64]; may be repeated
+    :param out: folder to write; runs/<env>-<date-time> without it
+    :param overwrite: replace the run in a folder that is not empty
+    :param device: auto, cpu, cuda
+    :param threads: PyTorch's threads; one is fastest for small networks
+    :param eval_episodes: number of deterministic episodes after training, 0 for none
+    :param progress: show a progress bar; without it the log is printed as a table
+    :param tensorboard: write a log for TensorBoard too
+    :return: exit status
+    """
+    th.set_num_threads(_at_least_one("threads", threads))
+    preset_name, arguments = presets.choose_preset(preset, env)
+    for assignment in itertools.chain(*set):
+        _assign(arguments, assignment)
+    settings = runs.EnvSettings(env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize)
+    timesteps, max_episodes = _budget(env, episodes, timesteps)
+    if eval_episodes < 0:
+        raise ValueError(f"--eval-episodes must be at least 0, got {eval_episodes}.")
+    folder = _choose_folder(out, env, overwrite)
+
+    monitor = settings.make()
+    training_env: VecEnv = VecNormalize(monitor, gamma=arguments.get("gamma", 0.99)) if normalize else monitor
+    arguments = {"policy": runs.policy_for(training_env.observation_space), **arguments, "seed": seed, "device": device}
+    model = SimpleDDPG(env=training_env, **arguments)
+
+    # Every setting is accepted; from here on files are written.
+    _prepare_folder(folder)
+    monitor.results_writer = ResultsWriter(
+        str(folder / runs.MONITOR), header={"t_start": monitor.t_start, "env_id": env}
+    )
+    random_return = settings.random_return(seed)
+    runs.write_config(
+        folder,
+        settings,
+        arguments,
+        preset=preset_name,
+        seed=seed,
+        episodes=max_episodes,
+        timesteps=timesteps,
+        threads=threads,
+        random_return=random_return,
+    )
+    formats = ["csv", *(["tensorboard"] if tensorboard else []), *([] if progress else ["stdout"])]
+    model.set_logger(configure(str(folder), formats))
+    budget = f"{max_episodes} episodes" if max_episodes else f"{timesteps} timesteps"
+    print(f"Training on {env} for {budget}, seed {seed}, preset {preset_name!r}. Ctrl-C saves and stops.")
+    for sentence in checks.advice(model):
+        print(f"Advice: {sentence}")
+
+    callbacks: list[BaseCallback] = [_ReturnsProgressBar()] if progress else []
+    if max_episodes:
+        # SB3 counts episodes per environment.
+        callbacks.append(StopTrainingOnMaxEpisodes(math.ceil(max_episodes / n_envs)))
+    interrupted = False
+    try:
+        model.learn(timesteps, callbacks)
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"\nInterrupted at timestep {model.num_timesteps}.")
+    model.save(folder / runs.MODEL)
+    if isinstance(training_env, VecNormalize):
+        training_env.save(str(folder / runs.NORMALIZER))
+    training_env.close()
+    model.logger.close()
+    finished_episodes = model._episode_num
+    if finished_episodes:
+        _save_figure([folder], [env], folder / runs.PICTURE, random_return)
+    if interrupted:
+        print(f"Saved what there is in {folder}.")
+        return 130
+    if eval_episodes:
+        _print_evaluation(runs.evaluate_run(folder, eval_episodes, seed + 10_000))
+    print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 0
+
+
+def evaluate(run: tyro.conf.Positional[Path], episodes: int = 100, seed: int = 10_000) -> int:
+    """
+    Play deterministic episodes with the model of a run.
+
+    :param run: folder that `simple-ddpg train` wrote
+    :param episodes: number of episodes
+    :param seed: of the environments
+    :return: exit status
+    """
+    _print_evaluation(runs.evaluate_run(run, episodes, seed))
+    return 0
+
+
+def plot(run: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path(runs.PICTURE)) -> int:
+    """
+    Draw the returns of one run or several into one picture.
+
+    :param run: folders that `simple-ddpg train` wrote
+    :param out: picture to write; its ending chooses the format (png, svg, pdf)
+    :return: exit status
+    """
+    if not run:
+        raise ValueError("plot needs at least one run: pass a folder that `simple-ddpg train` wrote.")
+    configs = [runs.read_config(folder) for folder in run]
+    labels = [f"{config['env'].env_id}, {folder.name}" for config, folder in zip(configs, run, strict=True)]
+    same_env = len({config["env"].env_id for config in configs}) == 1
+    _save_figure(list(run), labels, out, configs[0]["random_return"] if same_env else None)
+    print(f"Wrote {out}.")
+    return 0
+
+
+def main(args: list[str] | None = None) -> int:
+    """
+    :param args: of the command line; None takes the process's own
+    :return: exit status: 0 for success, 2 for a mistake of the user's, 130 after Ctrl-C
+    """
+    commands: dict[str, Callable[..., Any]] = {"train": train, "evaluate": evaluate, "plot": plot}
+    try:
+        status: int = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="simple-ddpg",
+            description="Deep Deterministic Policy Gradient, to run and to read.",
+            args=args,
+        )
+    except (ValueError, TypeError, NotImplementedError, gym.error.Error, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return status
+
+
+class _ReturnsProgressBar(ProgressBarCallback):
+    """SB3's progress bar with the mean return of the last episodes beside it."""
+
+    def _on_rollout_end(self) -> None:
+        returns = [episode["r"] for episode in self.model.ep_info_buffer or []]
+        if returns:
+            self.pbar.set_description(f"mean return {np.mean(returns[-10:]):.1f}", refresh=False)
+
+
+def _budget(env_id: str, episodes: int | None, timesteps: int | None) -> tuple[int, int | None]:
+    """Number of timesteps, and the number of episodes where that was what the user gave."""
+    if episodes is not None and timesteps is not None:
+        raise ValueError(f"Give --episodes or --timesteps, not both (got {episodes} and {timesteps}).")
+    if timesteps is not None:
+        return _at_least_one("timesteps", timesteps), None
+    episodes = _at_least_one("episodes", 100 if episodes is None else episodes)
+    try:
+        longest = gym.spec(env_id).max_episode_steps
+    except gym.error.Error as error:
+        raise ValueError(f"The environment {env_id!r} cannot be made: {error}") from error
+    if longest is None:
+        raise ValueError(f"{env_id} sets no limit to an episode, so episodes cannot be planned: give --timesteps.")
+    return episodes * longest, episodes
+
+
+def _assign(arguments: dict[str, Any], assignment: str) -> None:
+    """Put `name=value`, or `name.key=value`, into the arguments, without touching a preset's own dictionaries."""
+    name, separator, text = assignment.partition("=")
+    if not separator:
+        raise ValueError(f"--set takes name=value, got {assignment!r}: --set gamma=0.98, for example.")
+    name, *keys = name.strip().split(".")
+    known = [known for known in inspect.signature(SimpleDDPG).parameters if known not in ("env", "_init_setup_model")]
+    for elsewhere in ("seed", "device"):
+        known.remove(elsewhere)
+        if name == elsewhere:
+            raise ValueError(f"--set {name} would say it twice: use --{name} {text}.")
+    if name not in known and name not in checks.FOREIGN_ARGUMENTS:
+        raise ValueError(f"SimpleDDPG has no argument {name!r}: {checks.did_you_mean(name, known)}")
+    target, key = arguments, name
+    for next_key in keys:
+        target[key] = dict(target.get(key) or {})
+        target, key = target[key], next_key
+    target[key] = _parse(key, text)
+
+
+def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the argument takes
+    """A Python literal, an imported object where a class is expected, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return runs.import_object(text) if name.endswith(("_class", "_fn")) else text
+
+
+def _choose_folder(out: Path | None, env_id: str, overwrite: bool) -> Path:
+    if out is None:
+        stem = f"{env_id.replace('/', '-').replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        out = Path("runs") / stem
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder.")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"--out {out} is not empty: name another folder, or add --overwrite.")
+    existing = next(path for path in [out, *out.absolute().parents] if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: {existing} is not writable.")
+    return out
+
+
+def _prepare_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in runs.FILES:  # of an earlier run; other files in the folder are not ours
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written: {error}.") from error
+
+
+def _save_figure(folders: list[Path], labels: list[str], path: Path, random_return: float | None) -> None:
+    import matplotlib
+
+    from sb3_simple_ddpg.plotting import plot_returns
+
+    matplotlib.use("Agg")  # no display needed
+    figure = plot_returns(folders, labels, random_return)
+    figure.savefig(path, dpi=150)
+    matplotlib.pyplot.close(figure)
+
+
+def _print_evaluation(returns: list[float]) -> None:
+    print(
+        f"Evaluation over {len(returns)} deterministic episodes: mean return {np.mean(returns):.1f}, "
+        f"standard deviation {np.std(returns):.1f}"
+    )
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"--{name} must be at least 1, got {value}.")
+    return value
+
+
+def run() -> None:
+    """The console script."""
+    warnings.filterwarnings("ignore", module="tqdm.*")
+    sys.exit(main())

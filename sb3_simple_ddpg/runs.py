@@ -1,0 +1,210 @@
+"""A run on disk: the folder that `simple-ddpg train` writes, how its environment is built, how it is read again.
+
+Not here: the command line (`cli.py`) and the figures (`plotting.py`).
+"""
+
+import importlib
+import inspect
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
+
+from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+
+MODEL, CONFIG, MONITOR, PROGRESS = "model.zip", "config.json", "monitor.csv", "progress.csv"
+PICTURE, NORMALIZER = "returns.png", "vecnormalize.pkl"
+FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER)
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """
+    Everything that is needed to build an environment again.
+
+    :param env_id: name of a registered environment
+    :param wrappers: import paths of wrappers, the innermost first
+    :param n_envs: number of environments
+    :param subproc: each environment in a process of its own
+    :param normalize: observations and rewards go through VecNormalize
+    """
+
+    env_id: str
+    wrappers: tuple[str, ...] = ()
+    n_envs: int = 1
+    subproc: bool = False
+    normalize: bool = False
+
+    def make_one(self) -> gym.Env[Any, Any]:
+        """
+        :return: one environment with its wrappers
+        :raises ValueError: for an unknown environment or wrapper
+        """
+        try:
+            env = gym.make(self.env_id, render_mode="rgb_array")
+        except gym.error.Error as error:
+            raise ValueError(f"The environment {self.env_id!r} cannot be made: {error}") from error
+        except TypeError:  # an environment that cannot be rendered
+            env = gym.make(self.env_id)
+        for path in self.wrappers:
+            env = import_object(path)(env)
+        return env
+
+    def make(self, n_envs: int | None = None) -> VecMonitor:
+        """
+        :param n_envs: another number of environments than the stored one
+        :return: the environments, monitored; without VecNormalize, which belongs around them
+        :raises ValueError: for an unknown environment or wrapper
+        """
+        makers = [self.make_one] * (n_envs or self.n_envs)
+        if self.subproc and n_envs is None:
+            self.make_one().close()  # an error here has a readable traceback; one in a subprocess has not
+            vec_env: VecEnv = SubprocVecEnv([_ignore_ctrl_c(maker) for maker in makers])
+        else:
+            vec_env = DummyVecEnv(list(makers))
+        return VecMonitor(vec_env)
+
+    def random_return(self, seed: int, episodes: int = 20, max_steps: int = 5_000) -> float | None:
+        """
+        :param seed: of the environment and of the actions
+        :param episodes: number of episodes to play
+        :param max_steps: stop here, however many episodes are over
+        :return: mean return of uniformly random actions, None when no episode ended
+        """
+        env = self.make_one()
+        env.action_space.seed(seed)
+        env.reset(seed=seed)
+        returns = [0.0]
+        for _ in range(max_steps):
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            returns[-1] += float(reward)
+            if terminated or truncated:
+                if len(returns) == episodes:
+                    break
+                returns.append(0.0)
+                env.reset()
+        else:
+            returns.pop()  # the episode that was still going on
+        env.close()
+        return float(np.mean(returns)) if returns else None
+
+
+def policy_for(observation_space: spaces.Space[Any]) -> str:
+    """
+    :param observation_space: of the environment
+    :return: name of the policy that takes it
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(observation_space) else "MlpPolicy"
+
+
+def write_config(folder: Path, env: EnvSettings, arguments: dict[str, Any], **others: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    """
+    Write every setting, seed and version to `config.json`.
+
+    :param folder: of the run
+    :param env: how the environment is built
+    :param arguments: given to the constructor; its defaults are filled in
+    :param others: more entries
+    """
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(SimpleDDPG).parameters.items()
+        if parameter.default is not parameter.empty and not name.startswith("_")
+    }
+    packages = ("sb3-simple-ddpg", "stable-baselines3", "torch", "gymnasium", "numpy")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    config = {"env": asdict(env), **others, "arguments": {**defaults, **arguments}, "versions": versions}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, default=_describe) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """
+    :param folder: of a run
+    :return: what `write_config` wrote, with `env` as EnvSettings
+    :raises ValueError: when the folder holds no readable config.json
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        settings = config["env"]
+        config["env"] = EnvSettings(**{**settings, "wrappers": tuple(settings["wrappers"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds no readable {CONFIG} ({error}): pass the folder that `simple-ddpg train` wrote."
+        ) from error
+    return config
+
+
+def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
+    """
+    Play deterministic episodes with the stored model, as raw returns: VecNormalize does not touch them.
+
+    :param folder: of a run
+    :param episodes: number of episodes
+    :param seed: of the environments
+    :return: the return of each episode
+    :raises ValueError: when the folder holds no run, or for fewer episodes than one
+    """
+    if episodes < 1:
+        raise ValueError(f"The number of evaluation episodes must be at least 1, got {episodes}.")
+    config = read_config(folder)
+    if not (folder / MODEL).exists():
+        raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
+    env: VecEnv = config["env"].make(n_envs=min(10, episodes))
+    if config["env"].normalize:
+        normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
+        normalizer.training = False
+        env = normalizer
+    env.seed(seed)
+    model = SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=1)
+    returns, _ = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True)
+    env.close()
+    assert isinstance(returns, list)
+    return returns
+
+
+def import_object(path: str) -> Any:  # noqa: ANN401 - a class or a function, whatever the user names
+    """
+    :param path: "package.module.Name"
+    :return: the object of that name
+    :raises ValueError: when there is none
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path!r} cannot be imported ({error}): write package.module.Name.") from error
+
+
+def _ignore_ctrl_c(maker: Any) -> Any:  # noqa: ANN401 - SB3 types its makers so
+    def make() -> gym.Env[Any, Any]:
+        import signal
+
+        # Ctrl-C reaches every process of the terminal; the main one decides what to do about it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        env: gym.Env[Any, Any] = maker()
+        return env
+
+    return make
+
+
+def _describe(value: object) -> object:
+    """What JSON does not know, in words."""
+    if isinstance(value, FloatSchedule):
+        return _describe(value.value_schedule)
+    if isinstance(value, ConstantSchedule):
+        return value.val
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value)

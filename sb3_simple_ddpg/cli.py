@@ -53,7 +53,7 @@ def train(
     """
     Train on an environment, then evaluate; by default DDPG on Pendulum-v1 for 100 episodes.
 
-    :param env: name of a registered environment
+    :param env: name of a registered environment; package.module:Name-v0 imports the module first
     :param episodes: number of episodes in all environments together; 100 where no timesteps are given
     :param timesteps: number of timesteps, instead of episodes
     :param seed: of everything that is random
@@ -78,7 +78,7 @@ def train(
     for assignment in itertools.chain(*set):
         _assign(arguments, assignment)
     settings = runs.EnvSettings(env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize)
-    timesteps, max_episodes = _budget(env, episodes, timesteps)
+    timesteps, max_episodes = _budget(settings, episodes, timesteps)
     if eval_episodes < 0:
         raise ValueError(f"--eval-episodes must be at least 0, got {eval_episodes}.")
     folder = _choose_folder(out, env, overwrite)
@@ -201,20 +201,19 @@ class _ReturnsProgressBar(ProgressBarCallback):
             self.pbar.set_description(f"mean return {np.mean(returns[-10:]):.1f}", refresh=False)
 
 
-def _budget(env_id: str, episodes: int | None, timesteps: int | None) -> tuple[int, int | None]:
+def _budget(env: runs.EnvSettings, episodes: int | None, timesteps: int | None) -> tuple[int, int | None]:
     """Number of timesteps, and the number of episodes where that was what the user gave."""
     if episodes is not None and timesteps is not None:
         raise ValueError(f"Give --episodes or --timesteps, not both (got {episodes} and {timesteps}).")
     if timesteps is not None:
         return _at_least_one("timesteps", timesteps), None
     episodes = _at_least_one("episodes", 100 if episodes is None else episodes)
-    try:
-        longest = gym.spec(env_id).max_episode_steps
-    except gym.error.Error as error:
-        raise ValueError(f"The environment {env_id!r} cannot be made: {error}") from error
-    if longest is None:
-        raise ValueError(f"{env_id} sets no limit to an episode, so episodes cannot be planned: give --timesteps.")
-    return episodes * longest, episodes
+    one = env.make_one()
+    spec = one.unwrapped.spec
+    one.close()
+    if spec is None or spec.max_episode_steps is None:
+        raise ValueError(f"{env.env_id} sets no limit to an episode, so episodes cannot be planned: give --timesteps.")
+    return episodes * spec.max_episode_steps, episodes
 
 
 def _assign(arguments: dict[str, Any], assignment: str) -> None:

@@ -51,11 +51,9 @@ class EnvSettings:
         :raises ValueError: for an unknown environment or wrapper
         """
         try:
-            env = gym.make(self.env_id, render_mode="rgb_array")
+            env = gym.make(self.env_id)
         except gym.error.Error as error:
             raise ValueError(f"The environment {self.env_id!r} cannot be made: {error}") from error
-        except TypeError:  # an environment that cannot be rendered
-            env = gym.make(self.env_id)
         for path in self.wrappers:
             env = import_object(path)(env)
         return env

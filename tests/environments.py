@@ -63,3 +63,7 @@ class Chain(gym.Env[Observation, npt.NDArray[Any]]):
         over = self.state == 2
         self.state = (self.state + 1) % 3
         return self._observation(), 1.0, over and self.ends == "terminated", over and self.ends == "truncated", {}
+
+
+gym.register("TestBandit-v0", Bandit, max_episode_steps=10)
+gym.register("TestEndless-v0", Chain)

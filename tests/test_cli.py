@@ -1,0 +1,280 @@
+"""The commands as a user types them: what they write, print and refuse. Not here: how well DDPG learns (README.md)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_simple_ddpg import SimpleDDPG, plotting, presets, runs
+from sb3_simple_ddpg.cli import main
+
+# The module before the colon registers the environment, in subprocesses too.
+SMALL = [
+    "--env",
+    "tests.environments:TestBandit-v0",
+    "--set",
+    "policy_kwargs.net_arch=[8]",
+    "buffer_size=500",
+    "batch_size=8",
+]
+SMALL += ["--eval-episodes", "5", "--no-progress"]
+
+
+def train(*args: str) -> int:
+    return main(["train", *SMALL, *args])
+
+
+def test_train_writes_one_folder_and_says_where_everything_lies(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "30", "--out", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert "Evaluation over 5 deterministic episodes: mean return" in printed
+    assert f"Everything lies in {out}" in printed
+    assert {path.name for path in out.iterdir()} == {
+        "model.zip", "config.json", "monitor.csv", "progress.csv", "returns.png",
+    }  # fmt: skip
+    episodes = load_results(str(out))
+    assert list(episodes.l) == [1] * 30  # an episode of the bandit is one step
+    config = json.loads((out / "config.json").read_text())
+    assert config["env"]["env_id"] == "tests.environments:TestBandit-v0"
+    assert (config["seed"], config["timesteps"], config["preset"]) == (0, 30, "default")
+    assert config["arguments"]["policy_kwargs"] == {"net_arch": [8]}
+    assert config["arguments"]["tau"] == 0.005  # defaults are written too
+    assert config["versions"].keys() == {
+        "python",
+        "sb3-simple-ddpg",
+        "stable-baselines3",
+        "torch",
+        "gymnasium",
+        "numpy",
+    }
+    assert SimpleDDPG.load(out / "model.zip").num_timesteps == 30
+    assert (out / "returns.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert train("--timesteps", "120", "--seed", seed, "--out", str(tmp_path / name)) == 0
+    a, b, c = (load_results(str(tmp_path / name)).r.tolist() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_train_stops_after_the_number_of_episodes(tmp_path):
+    assert train("--episodes", "12", "--out", str(tmp_path / "run")) == 0
+    assert len(load_results(str(tmp_path / "run"))) == 12
+
+
+def test_episodes_are_counted_over_all_environments(tmp_path):
+    assert train("--episodes", "12", "--n-envs", "4", "--out", str(tmp_path / "run")) == 0
+    assert len(load_results(str(tmp_path / "run"))) == 12
+
+
+@pytest.mark.slow
+def test_train_in_subprocesses_with_progress_bar_and_tensorboard(tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["--timesteps", "200", "--n-envs", "2", "--vec-env", "subproc", "--progress", "--tensorboard"]
+    with pytest.warns() as warned:  # tqdm calls its rich progress bar experimental
+        assert train(*args, "--out", str(out)) == 0
+    assert {type(warning.message).__name__ for warning in warned} == {"TqdmExperimentalWarning"}
+    assert "mean return" in capsys.readouterr().out
+    assert list(out.glob("events.out.tfevents*"))
+    assert SimpleDDPG.load(out / "model.zip").n_envs == 2
+
+
+def test_normalize_stores_the_statistics_and_evaluates_with_them(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "20", "--normalize", "--out", str(out)) == 0
+    config = runs.read_config(out)
+    normalizer = VecNormalize.load(str(out / "vecnormalize.pkl"), config["env"].make())
+    assert normalizer.obs_rms.count > 20
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--episodes", "3"]) == 0
+    assert "over 3 deterministic episodes" in capsys.readouterr().out
+
+
+def test_wrappers_are_applied_in_training_and_in_evaluation(tmp_path):
+    out = tmp_path / "run"
+    wrapper = "sb3_contrib.common.wrappers.TimeFeatureWrapper"
+    assert train("--timesteps", "20", "--wrapper", wrapper, "--out", str(out)) == 0
+    assert SimpleDDPG.load(out / "model.zip").observation_space.shape == (2,)  # one number and the time
+    assert len(runs.evaluate_run(out, 2, 0)) == 2
+
+
+def test_evaluation_is_that_of_the_stored_model(tmp_path):
+    """The bandit's return is 1 - |a - 2| for the model's one action."""
+    out = tmp_path / "run"
+    assert train("--timesteps", "20", "--out", str(out)) == 0
+    action, _ = SimpleDDPG.load(out / "model.zip").predict(np.zeros(1, np.float32))
+    # VecMonitor rounds nothing; float32 against float64
+    assert runs.evaluate_run(out, 3, 0) == pytest.approx([1 - abs(action.item() - 2)] * 3, abs=1e-6)
+
+
+def test_set_takes_literals_classes_and_repeats(tmp_path):
+    out = tmp_path / "run"
+    more = ["--set", "gamma=0.5", "--set", "policy_kwargs.activation_fn=torch.nn.Tanh", "action_noise=None"]
+    assert train("--timesteps", "20", *more, "--out", str(out)) == 0
+    model = SimpleDDPG.load(out / "model.zip")
+    assert (model.gamma, model.action_noise, model.buffer_size) == (0.5, None, 500)
+    assert model.policy_kwargs["activation_fn"].__name__ == "Tanh"
+    assert model.policy_kwargs["net_arch"] == [8]
+
+
+def test_a_preset_is_taken_and_set_changes_it_without_touching_the_preset(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--preset", "fujimoto2018", "--out", str(out)) == 0
+    assert "preset 'fujimoto2018'" in capsys.readouterr().out
+    model = SimpleDDPG.load(out / "model.zip")
+    assert (model.learning_starts, model.batch_size, model.policy.net_arch) == (1_000, 8, [8])
+    assert presets.FUJIMOTO2018["policy_kwargs"] == {"net_arch": [400, 300]}
+
+
+def test_a_folder_that_is_not_empty_is_left_alone_unless_told(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--normalize", "--out", str(out)) == 0
+    (out / "mine.txt").write_text("mine")
+    before = (out / "model.zip").read_bytes()
+    assert train("--timesteps", "5", "--out", str(out)) == 2
+    assert "not empty: name another folder, or add --overwrite" in capsys.readouterr().err
+    assert (out / "model.zip").read_bytes() == before
+    assert train("--timesteps", "5", "--out", str(out), "--overwrite") == 0
+    assert (out / "mine.txt").read_text() == "mine"
+    assert not (out / "vecnormalize.pkl").exists()  # of the earlier run; this one has no normalizer
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--env", "Nope-v3"], "'Nope-v3' cannot be made"),
+        (["--env", "Nope-v3", "--timesteps", "5"], "'Nope-v3' cannot be made"),
+        (["--env", "CartPole-v1"], "must be a Box, got Discrete(2)"),
+        (["--set", "gamma=2"], "gamma must be in [0, 1], got 2"),
+        (["--set", "gama=0.9"], "no argument 'gama': did you mean gamma"),
+        (["--set", "policy_delay=2"], "stable_baselines3.TD3 has it"),
+        (["--set", "policy_kwargs.n_critics=2"], "n_critics must be 1, got 2"),
+        (["--set", "gamma"], "--set takes name=value, got 'gamma'"),
+        (["--set", "seed=1"], "use --seed 1"),
+        (["--set", "policy_kwargs.activation_fn=torch.nn.Nope"], "'torch.nn.Nope' cannot be imported"),
+        (["--set", "compile_updates=True", "on_non_finite=skip"], "not available yet"),
+        (["--wrapper", "nowhere.Wrapper"], "'nowhere.Wrapper' cannot be imported"),
+        (["--preset", "nope"], "no preset 'nope'"),
+        (["--episodes", "3", "--timesteps", "3"], "not both"),
+        (["--episodes", "0"], "--episodes must be at least 1, got 0"),
+        (["--timesteps", "0"], "--timesteps must be at least 1"),
+        (["--n-envs", "0"], "--n-envs must be at least 1"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--eval-episodes", "-1"], "--eval-episodes must be at least 0"),
+        (["--n-envs", "2", "--set", "train_freq=(1,'episode')"], "needs one environment, got 2"),
+        (["--env", "tests.environments:TestEndless-v0"], "give --timesteps"),
+        (["--vec-env", "subproc", "--env", "Nope-v3", "--timesteps", "5"], "'Nope-v3' cannot be made"),
+    ],
+)
+def test_mistakes_are_refused_with_nothing_written(args: list[str], message: str, tmp_path, capsys):
+    assert main(["train", "--out", str(tmp_path / "run"), *args]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train("--timesteps", "5", "--out", str(tmp_path / "file")) == 2
+    assert "is a file: name a folder" in capsys.readouterr().err
+    assert train("--timesteps", "5", "--out", str(tmp_path / "file" / "below")) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    if os.geteuid() != 0:  # the administrator may write everywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert train("--timesteps", "5", "--out", str(tmp_path / "locked" / "run")) == 2
+        assert "is not writable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "plot"])
+def test_a_folder_without_a_run_is_refused(command: str, tmp_path, capsys):
+    assert main([command, str(tmp_path)]) == 2
+    assert "pass the folder that `simple-ddpg train` wrote" in capsys.readouterr().err
+
+
+def test_a_run_without_a_model_or_episodes_is_refused(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    assert main(["evaluate", str(out), "--episodes", "0"]) == 2
+    (out / "model.zip").unlink()
+    assert main(["evaluate", str(out)]) == 2
+    (out / "monitor.csv").unlink()
+    assert main(["plot", str(out), "--out", str(tmp_path / "x.png")]) == 2
+    errors = capsys.readouterr().err
+    assert "must be at least 1, got 0" in errors
+    assert "holds no model.zip" in errors
+    assert "holds no monitor.csv" in errors
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_plot_draws_several_runs_into_one_picture(tmp_path, capsys):
+    for name in ("a", "b"):
+        assert train("--timesteps", "15", "--eval-episodes", "0", "--out", str(tmp_path / name)) == 0
+    picture = tmp_path / "both.svg"
+    assert main(["plot", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(picture)]) == 0
+    assert f"Wrote {picture}" in capsys.readouterr().out
+    assert "<svg" in picture.read_text()
+    assert main(["plot"]) == 2
+
+
+def test_figure_shows_every_return_its_moving_mean_and_the_reference(tmp_path):
+    (tmp_path / "monitor.csv").write_text('#{"t_start": 0.0}\nr,l,t\n1.0,1,1\n3.0,1,2\n8.0,1,3\n')
+    figure = plotting.plot_returns([tmp_path], random_return=-5.0, window=2)
+    points, mean, reference = figure.axes[0].lines
+    assert points.get_xydata().tolist() == [[1, 1], [2, 3], [3, 8]]
+    assert mean.get_ydata().tolist() == [1.0, 2.0, 5.5]  # 1; (1 + 3) / 2; (3 + 8) / 2
+    assert list(reference.get_ydata()) == [-5.0, -5.0]
+
+
+def test_figure_of_a_run_without_episodes_is_refused(tmp_path):
+    (tmp_path / "monitor.csv").write_text('#{"t_start": 0.0}\nr,l,t\n')
+    with pytest.raises(ValueError, match="holds no finished episode"):
+        plotting.plot_returns([tmp_path])
+
+
+def test_random_return_is_the_mean_over_finished_episodes():
+    # Three rewards of 1 an episode; of 10 steps the first nine make three episodes.
+    assert runs.EnvSettings("tests.environments:TestEndless-v0").random_return(0, episodes=5, max_steps=10) == 3.0
+    assert runs.EnvSettings("tests.environments:TestEndless-v0").random_return(0, episodes=2, max_steps=100) == 3.0
+    assert runs.EnvSettings("tests.environments:TestEndless-v0").random_return(0, max_steps=2) is None
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_what_there_is_and_says_so(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "sb3_simple_ddpg", "train", "--out", str(out), "--no-progress"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: (out / "monitor.csv").exists() and len((out / "monitor.csv").read_text().splitlines()) > 3)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "Interrupted at timestep" in output
+    assert f"Saved what there is in {out}" in output
+    assert SimpleDDPG.load(out / "model.zip").num_timesteps >= 400  # two episodes of Pendulum
+    assert (out / "returns.png").exists()
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_console_script_is_installed():
+    script = Path(sys.executable).with_name("simple-ddpg")
+    result = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    for command in ("train", "evaluate", "plot"):
+        assert command in result.stdout

@@ -208,8 +208,8 @@ def _budget(env: runs.EnvSettings, episodes: int | None, timesteps: int | None) 
     if timesteps is not None:
         return _at_least_one("timesteps", timesteps), None
     episodes = _at_least_one("episodes", 100 if episodes is None else episodes)
-    one = env.make_one()
-    spec = one.unwrapped.spec
+    one = runs.EnvSettings(env.env_id).make_one()  # without wrappers, which may hide what was registered
+    spec = one.spec
     one.close()
     if spec is None or spec.max_episode_steps is None:
         raise ValueError(f"{env.env_id} sets no limit to an episode, so episodes cannot be planned: give --timesteps.")

@@ -264,6 +264,8 @@ def test_dicts_of_the_caller_are_never_written_to(n_steps):
         **settings(policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs, n_steps=n_steps),
     ).learn(20)
     assert (policy_kwargs, replay_buffer_kwargs) == before
+    assert model.policy_kwargs is not policy_kwargs  # nor does the model follow what the caller writes later
+    assert model.replay_buffer_kwargs is not replay_buffer_kwargs
     loaded = SimpleDDPG.load(io.BytesIO(_saved(model)), env=Dummy(VECTOR), policy_kwargs=policy_kwargs)
     assert loaded.learn(20)._n_updates == 20
     assert (policy_kwargs, replay_buffer_kwargs) == before

@@ -40,7 +40,7 @@ def train_side_by_side(
         env = make_env()
         shape = env.action_space.shape
         noise = NormalActionNoise(np.zeros(shape), 0.1 * np.ones(shape))
-        model = algorithm(policy, env, **settings(**{"action_noise": noise, **changes}))
+        model = algorithm(policy, env, **settings(**deepcopy({"action_noise": noise, **changes})))
         models.append(model.learn(total_timesteps))
     return models[0], models[1]
 

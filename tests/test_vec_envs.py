@@ -15,6 +15,7 @@ from sb3_contrib.common.wrappers import TimeFeatureWrapper
 from stable_baselines3 import DDPG
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -29,6 +30,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
 from tests.environments import Chain
 from tests.test_spaces import (
     CHANNEL_LAST,
@@ -67,6 +69,17 @@ def test_default_noise_draws_the_numbers_of_sb3s_normal_noise(n_envs):
     default = SimpleDDPG("MlpPolicy", vector_env(n_envs), **settings()).learn(30 * n_envs)  # action_noise=0.1
     np.testing.assert_array_equal(default.replay_buffer.actions, ours.replay_buffer.actions)
     assert_same_agent(default, theirs, n_updates=ours._n_updates)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_wandering_noise_starts_anew_in_each_environment_as_in_sb3(n_envs):
+    noise = OrnsteinUhlenbeckActionNoise(np.zeros(2), 0.5 * np.ones(2), theta=0.01, dt=1.0)
+    make_env = lambda: vector_env(n_envs)  # noqa: E731
+    ours, theirs = train_side_by_side(make_env, total_timesteps=30 * n_envs, action_noise=noise)
+    assert_same_agent(ours, theirs, n_updates=ours._n_updates)
+    described = OrnsteinUhlenbeck(sigma=0.5, theta=0.01, dt=1.0)
+    model = SimpleDDPG("MlpPolicy", make_env(), **settings(action_noise=described)).learn(30 * n_envs)
+    np.testing.assert_array_equal(model.replay_buffer.actions, ours.replay_buffer.actions)
 
 
 def test_each_environment_gets_noise_of_its_own():

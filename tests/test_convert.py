@@ -17,12 +17,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DDPG, PPO, SAC, TD3, HerReplayBuffer
-from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import save_to_zip_file
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from stable_baselines3.td3.policies import TD3Policy
@@ -60,6 +62,26 @@ class Swing(gym.Wrapper):
     def step(self, action: Any) -> Any:
         observation, *rest = self.env.step(action)
         return self._seen(observation), *rest
+
+
+class BatchNorm(BaseFeaturesExtractor):
+    """Running statistics in front of each network; its constructor draws from every global random stream."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, observation_space.shape[0])
+        self.norm = nn.BatchNorm1d(observation_space.shape[0])
+        nn.init.constant_(self.norm.weight, random.random() + np.random.random() + float(th.rand(1)))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm(observations)
+
+
+class FilledBuffer(ReplayBuffer):
+    """A user's buffer whose unused rows are not zero."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rewards[:] = -1.0
 
 
 @dataclass
@@ -110,6 +132,7 @@ CASES = {
     "shared extractor, Dict": Case(
         "MultiInputPolicy", lambda: Swing("dict"), policy_kwargs={"share_features_extractor": True}
     ),
+    "batch norm": Case(policy_kwargs={"features_extractor_class": BatchNorm}),
     "AdamW": Case(policy_kwargs={"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}),
     "SGD with momentum": Case(policy_kwargs={"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}}),
     "Dict": Case("MultiInputPolicy", lambda: Swing("dict"), policy_kwargs={"activation_fn": nn.Tanh}),
@@ -306,6 +329,15 @@ def test_optimizer_flags_that_the_user_chose_are_kept() -> None:
         assert (group["foreach"], group["fused"]) == (False, None)
 
 
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+def test_step_counters_stand_on_the_device_that_each_optimizer_wants() -> None:
+    ours = SimpleDDPG.from_sb3(PLAIN.model(DDPG, device="cuda").learn(60))
+    returned = go_on(ours).to_sb3()
+    for model, device in ((ours, "cuda"), (go_on(returned), "cpu")):
+        steps = {state["step"].device.type for state in model.critic.optimizer.state.values()}
+        assert (model.device.type, steps) == ("cuda", {device})
+
+
 # What stays as it was.
 
 
@@ -341,9 +373,11 @@ def test_settings_of_the_given_model_are_not_modified() -> None:
 
 
 def test_buffer_is_copied_row_by_row_and_goes_on_where_it_was() -> None:
-    for name in ("plain", "buffer that is full", "memory-efficient buffer", "Dict", "HER"):
-        theirs = CASES[name].model(DDPG).learn(60).replay_buffer
-        ours = SimpleDDPG.from_sb3(CASES[name].model(DDPG).learn(60)).replay_buffer
+    cases = {name: CASES[name] for name in ("plain", "buffer that is full", "memory-efficient buffer", "Dict", "HER")}
+    cases["class of the user's"] = Case(settings={"replay_buffer_class": FilledBuffer})
+    for name, case in cases.items():
+        model = case.model(DDPG).learn(45)  # the memory-efficient buffer of 50 rows is not full: row 45 is in use too
+        theirs, ours = model.replay_buffer, SimpleDDPG.from_sb3(model).replay_buffer
         assert type(ours) is type(theirs)
         assert (ours.pos, ours.full) == (theirs.pos, theirs.full)
         assert vars(ours).keys() == vars(theirs).keys()
@@ -575,8 +609,6 @@ def test_file_without_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="wasn't a zip-file"):
         SimpleDDPG.from_sb3(tmp_path / "text.zip")
     theirs = PLAIN.model(DDPG)
-    from stable_baselines3.common.save_util import save_to_zip_file
-
     save_to_zip_file(tmp_path / "weights", params=theirs.get_parameters())
     with pytest.raises(ValueError, match="holds no settings"):
         SimpleDDPG.from_sb3(tmp_path / "weights")

@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.noise import NormalActionNoise
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_simple_ddpg import SimpleDDPG
 from tests.environments import Chain
@@ -41,8 +42,7 @@ def model_of(env: Any = None, **changes: Any) -> SimpleDDPG:
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Each tag of the run in this folder with its (timestep, value) pairs."""
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = event_accumulator.EventAccumulator(str(folder))
+    events = EventAccumulator(str(folder))
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 

@@ -338,8 +338,6 @@ def test_one_key_of_a_dict_can_be_extracted():
 
 
 def test_video_recorder_writes_a_film_and_changes_nothing(tmp_path):
-    pytest.importorskip("pygame")
-
     def pendulum() -> DummyVecEnv:
         return DummyVecEnv([lambda: gym.make("Pendulum-v1", render_mode="rgb_array")])
 

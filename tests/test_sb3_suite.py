@@ -58,7 +58,7 @@ def test_suite_keeps_the_cases_that_reach_a_stand_in_and_counts_them(tmp_path: P
     assert process.returncode == 0, process.stdout + process.stderr
     # Left: two classes, one name in the table, one direct use. Out: PPO twice and the test of neither.
     assert "4 passed, 3 deselected" in process.stdout
-    assert "SimpleDDPG was constructed in 3 of 4 cases" in process.stdout
+    assert "The constructor of SimpleDDPG ran in 3 of 4 cases" in process.stdout
     assert "not in tests/test_file.py::test_direct" in process.stdout
 
 
@@ -67,5 +67,5 @@ def test_suite_fails_when_no_test_constructs_a_simple_ddpg(tmp_path: Path) -> No
     write(tmp_path, "from stable_baselines3 import TD3\n\ndef test_nothing():\n    assert TD3 is not None\n")
     process = run_suite(tmp_path)
     assert "1 passed" in process.stdout
-    assert "SimpleDDPG was constructed in 0 of 1 cases" in process.stdout
+    assert "The constructor of SimpleDDPG ran in 0 of 1 cases" in process.stdout
     assert process.returncode == 1

@@ -4,7 +4,7 @@ Not here: a single test. They are those of a checkout of SB3; the library under 
 
     PYTHONPATH=tests/sb3_suite pytest -p stand_in --import-mode=importlib <checkout of SB3>/tests
 
-Only the cases that reach `DDPG` or `TD3` run. The run fails when none of them constructed a SimpleDDPG.
+Only the cases that reach `DDPG` or `TD3` run. The run fails when none of them called the constructor of SimpleDDPG.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ ARGUMENTS_OF_TD3 = ("policy_delay", "target_policy_noise", "target_noise_clip")
 
 
 class DDPG(SimpleDDPG):
-    """SimpleDDPG under the name of SB3's class, which SB3's tests read in file names; it notes who constructs it."""
+    """SimpleDDPG under the name of SB3's class, which SB3's tests read in file names; it notes who calls it."""
 
     running_test: pytest.Item | None = None
 
@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Note during which test a stand-in is constructed."""
+    """Note during which test the constructor of a stand-in runs."""
     DDPG.running_test = item
     yield
     DDPG.running_test = None
@@ -101,8 +101,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests constructed one."""
-    terminalreporter.write_line(f"SimpleDDPG was constructed in {sum(_cases.values())} of {len(_cases)} cases")
+    """Say in how many cases it ran, and in which it did not (SB3 leaves some combinations out by an early return)."""
+    terminalreporter.write_line(f"The constructor of SimpleDDPG ran in {sum(_cases.values())} of {len(_cases)} cases")
     for nodeid in (nodeid for nodeid, constructed in _cases.items() if not constructed):
         terminalreporter.write_line(f"  not in {nodeid}")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from sb3_simple_ddpg.exploration import noise_scale
@@ -26,6 +27,10 @@ T = TypeVar("T")
 
 class UnsupportedError(ValueError, AssertionError):
     """A space or a combination that DDPG cannot use. Also an AssertionError, since that is what SB3 raises."""
+
+
+class NonFiniteError(FloatingPointError, ValueError):
+    """A loss that is NaN or infinite. Also a ValueError, since RL Zoo's search gives a trial up at that one only."""
 
 
 _TD3 = "stable_baselines3.TD3 has it (twin critics, delayed updates, target smoothing)"
@@ -103,6 +108,29 @@ def check_action_space(action_space: spaces.Space[Any]) -> None:
         raise UnsupportedError(
             f"The lower bound must be below the upper one in each dimension of the action space, got "
             f"low={action_space.low}, high={action_space.high}: leave out dimensions that cannot vary."
+        )
+
+
+def check_extractor(
+    extractor: type[BaseFeaturesExtractor], observation_space: spaces.Space[Any], normalize_images: bool
+) -> None:
+    """
+    :param extractor: the features extractor's class
+    :param observation_space: the environment's
+    :param normalize_images: images have whole numbers in [0, 255]; False: any range
+    :raises UnsupportedError: for one of SB3's extractors that cannot read these observations
+    """
+    if issubclass(extractor, CombinedExtractor) and not isinstance(observation_space, spaces.Dict):
+        raise UnsupportedError(
+            f"MultiInputPolicy needs Dict observations, got {observation_space}: use MlpPolicy, or CnnPolicy for "
+            "images."
+        )
+    if issubclass(extractor, NatureCNN) and not is_image_space(
+        observation_space, check_channels=False, normalized_image=not normalize_images
+    ):
+        raise UnsupportedError(
+            f"CnnPolicy needs images (three axes, uint8 in [0, 255]), got {observation_space}: use MlpPolicy, or "
+            "policy_kwargs=dict(normalize_images=False) for images in another range."
         )
 
 

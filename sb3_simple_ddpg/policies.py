@@ -6,8 +6,11 @@ Layers and names are those of Stable-Baselines3 (SB3) (`mu`, `qf0`, order of con
 same weights as SB3's DDPG and weights can be passed to and fro. B is the batch size, A the number of action dimensions.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
@@ -22,6 +25,8 @@ from stable_baselines3.common.torch_layers import (
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
+
+from sb3_simple_ddpg.layers import DenseLayers
 
 
 class Actor(BasePolicy):
@@ -59,7 +64,7 @@ class Actor(BasePolicy):
         self.net_arch = net_arch
         self.features_dim = features_dim
         self.activation_fn = activation_fn
-        self.mu = nn.Sequential(
+        self.mu = DenseLayers(
             *create_mlp(features_dim, get_action_dim(action_space), net_arch, activation_fn, squash_output=True)
         )
 
@@ -117,9 +122,12 @@ class Critic(BaseModel):
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
+        self.net_arch = net_arch
+        self.features_dim = features_dim
+        self.activation_fn = activation_fn
         self.share_features_extractor = share_features_extractor
         # SB3's name for the first of its critics: a weight file of one library fits the other.
-        self.qf0 = nn.Sequential(*create_mlp(features_dim + get_action_dim(action_space), 1, net_arch, activation_fn))
+        self.qf0 = DenseLayers(*create_mlp(features_dim + get_action_dim(action_space), 1, net_arch, activation_fn))
 
     def forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
@@ -132,6 +140,16 @@ class Critic(BaseModel):
             features = features.detach()
         q_values: th.Tensor = self.qf0(th.cat([features, actions], dim=1))
         return q_values
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "net_arch": self.net_arch,
+            "features_dim": self.features_dim,
+            "activation_fn": self.activation_fn,
+            "features_extractor": self.features_extractor,
+            "share_features_extractor": self.share_features_extractor,
+        }
 
 
 class DDPGPolicy(BasePolicy):
@@ -204,6 +222,7 @@ class DDPGPolicy(BasePolicy):
         self.critic_optimizer_kwargs = dict(critic_optimizer_kwargs or {})
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
+        self.action_shape: tuple[int, ...] = action_space.shape
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -225,10 +244,16 @@ class DDPGPolicy(BasePolicy):
         self.actor_target.set_training_mode(False)
         self.critic_target.set_training_mode(False)
 
+        self._mode_matters = any(type(layer) not in _LAYERS_WITHOUT_MODES for layer in self._main_layers())
+
         learning_rate = lr_schedule(1)
         critic_kwargs = {**self.optimizer_kwargs, **self.critic_optimizer_kwargs}
         self.actor.optimizer = _make_optimizer(self.optimizer_class, self.actor, learning_rate, self.optimizer_kwargs)
         self.critic.optimizer = _make_optimizer(self.optimizer_class, self.critic, learning_rate, critic_kwargs)
+
+    def _main_layers(self) -> Iterator[nn.Module]:
+        yield from self.actor.modules()
+        yield from self.critic.modules()
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
         """
@@ -268,14 +293,45 @@ class DDPGPolicy(BasePolicy):
         actions: th.Tensor = self.actor(observation)
         return actions
 
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """
+        The action for one observation or a batch of B, in the environment's range: SB3's `predict`, bit for bit.
+
+        :param observation: as the environment gives it
+        :param state: of recurrent policies; passed through
+        :param episode_start: of recurrent policies; not used
+        :param deterministic: of no effect: mu is deterministic
+        :return: the action, of the shape and dtype of the action space (with B in front for a batch), and `state`
+        """
+        space = self.observation_space
+        # SB3's general way costs more than a small network: copies, checks of images and dicts, walks over modules.
+        if type(observation) is not np.ndarray or type(space) is not spaces.Box or len(space.shape) != 1:
+            return super().predict(observation, state, episode_start, deterministic)
+        if observation.shape[-1:] != space.shape or observation.ndim > 2:
+            return super().predict(observation, state, episode_start, deterministic)  # it says what is wrong
+        self.set_training_mode(False)
+        with th.no_grad():
+            actions = self.actor(th.as_tensor(observation.reshape(-1, *space.shape), device=self.device)).cpu().numpy()
+        actions = self.unscale_action(actions.reshape(-1, *self.action_shape))
+        return actions if observation.ndim == 2 else actions.squeeze(axis=0), state
+
     def set_training_mode(self, mode: bool) -> None:
         """
         Switch batch norm and dropout of the main networks; the targets stay in evaluation mode.
 
         :param mode: True for training
         """
-        self.actor.set_training_mode(mode)
-        self.critic.set_training_mode(mode)
+        if self._mode_matters:
+            self.actor.set_training_mode(mode)
+            self.critic.set_training_mode(mode)
+        elif self.training != mode:  # no layer behaves differently: no need to visit each one
+            self.actor.training = self.critic.training = mode
         self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -292,6 +348,24 @@ class DDPGPolicy(BasePolicy):
             "share_features_extractor": self.share_features_extractor,
             "last_layer_init": self.last_layer_init,
         }
+
+
+#: Layers that do the same in training and in evaluation. Whatever is not listed here may depend on the mode.
+_LAYERS_WITHOUT_MODES = frozenset(
+    {
+        Actor,
+        Critic,
+        FlattenExtractor,
+        NatureCNN,
+        CombinedExtractor,
+        nn.Sequential,
+        nn.ModuleDict,
+        nn.Flatten,
+        nn.Identity,
+    }
+    | {nn.Linear, nn.Conv1d, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LayerNorm, nn.GroupNorm}
+    | {nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus}
+)
 
 
 def _last_linear(network: nn.Sequential) -> nn.Linear:

@@ -6,6 +6,8 @@ experience (SB3's `OffPolicyAlgorithm`: lines 4 to 6 of Algorithm 1).
 Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the numbering that README.md prints.
 """
 
+import io
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -16,7 +18,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -24,6 +27,7 @@ from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
+from sb3_simple_ddpg.sampling import sample
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
@@ -168,8 +172,13 @@ class SimpleDDPG(OffPolicyAlgorithm):
         if not issubclass(self.policy_class, DDPGPolicy):
             raise ValueError(
                 f"The policy must be a sb3_simple_ddpg.DDPGPolicy, got {self.policy_class}: for a model of SB3's DDPG "
-                "use SimpleDDPG.from_sb3."
+                "use SimpleDDPG.from_sb3; TD3, SAC and others go on with the class that saved them."
             )
+        checks.check_extractor(
+            self.policy_kwargs.get("features_extractor_class") or self.policy_class.default_features_extractor_class,
+            self.observation_space,
+            self.policy_kwargs.get("normalize_images", True),
+        )
         assert self.action_space.shape is not None
         self.action_noise = make_action_noise(self.action_noise, self.action_space.shape, self.n_envs)
         # SB3 writes the buffer that it chooses back into these two, and warns when it finds it there after `load`.
@@ -180,8 +189,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
-        self._batch_norm_stats = _batch_norm_stats(self.critic) + _batch_norm_stats(self.actor)
-        self._target_batch_norm_stats = _batch_norm_stats(self.critic_target) + _batch_norm_stats(self.actor_target)
+        self._weights = _weights(self.policy)
         if not hasattr(self, "_logger"):
             self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
 
@@ -200,10 +208,10 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :raises FloatingPointError: when a loss is not finite
         """
         self._prepare_updates()
-        statistics = []
+        weights, statistics = self._weights, []
         for _ in range(gradient_steps):
             # Line 7: sample a random batch of B transitions (s, a, r, s', d).
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]  # never None after setup
+            batch = sample(self.replay_buffer, batch_size, self._vec_normalize_env)
             discounts = self.gamma if batch.discounts is None else batch.discounts
 
             # Lines 8-9: fit the critic Q(s, a) to the target y.
@@ -212,17 +220,17 @@ class SimpleDDPG(OffPolicyAlgorithm):
                 targets = td_target(batch.rewards, batch.dones, discounts, next_q_values)
             q_values = self.critic(batch.observations, batch.actions)
             loss_q = critic_loss(q_values, targets)
-            self._gradient_step(self.critic, loss_q)
+            self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
 
             # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
             actions = self.actor(batch.observations)
             loss_mu = actor_loss(self.critic(batch.observations, actions))
-            self._gradient_step(self.actor, loss_mu)
+            self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
 
             # Line 11: move the targets by a share of tau; running statistics of batch norm are copied.
-            soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-            soft_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
-            soft_update(self._batch_norm_stats, self._target_batch_norm_stats, 1.0)
+            soft_update(weights["critic"], weights["critic_target"], self.tau)
+            soft_update(weights["actor"], weights["actor_target"], self.tau)
+            soft_update(weights["batch_norm"], weights["batch_norm_target"], 1.0)
 
             statistics.append(_statistics(loss_q, loss_mu, q_values, targets, actions))
         self._log_updates(statistics)
@@ -241,13 +249,15 @@ class SimpleDDPG(OffPolicyAlgorithm):
             update_learning_rate(self.critic.optimizer, rate)
             self.logger.record("train/critic_learning_rate", rate)
 
-    def _gradient_step(self, network: Actor | Critic, loss: th.Tensor) -> None:
+    def _gradient_step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, weights: list[th.Tensor]) -> None:
         """One step of a network's optimizer down the gradient of a loss; no other network's gradient is computed."""
-        network.optimizer.zero_grad()
-        loss.backward(inputs=list(network.parameters()))  # type: ignore[no-untyped-call]  # PyTorch declares no types
+        # A shared features extractor stands among the critic's weights too, and has no gradient there: None.
+        gradients = th.autograd.grad(loss, weights, allow_unused=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
         if self.max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(network.parameters(), self.max_grad_norm)
-        network.optimizer.step()
+            th.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
+        optimizer.step()
 
     def _log_updates(self, statistics: list[th.Tensor]) -> None:
         """Record the mean of each statistic over the gradient steps, with one transfer from the device."""
@@ -263,7 +273,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             self.logger.record("train/noise_scale", scale)
         for name in ("critic_loss", "actor_loss"):
             if not abs(means[name]) < float("inf"):
-                raise FloatingPointError(
+                raise checks.NonFiniteError(
                     f"{name} is {means[name]} at timestep {self.num_timesteps}, gradient step {self._n_updates}: look "
                     "for NaN or infinity in observations and rewards, or lower the learning rate."
                 )
@@ -318,13 +328,13 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     @classmethod
     def from_sb3(
-        cls: type[SelfSimpleDDPG], model_or_zip: "DDPG | str | Path", env: GymEnv | None = None
+        cls: type[SelfSimpleDDPG], model_or_zip: "DDPG | str | Path | io.BufferedIOBase", env: GymEnv | None = None
     ) -> SelfSimpleDDPG:
         """
         Take over a model of SB3's DDPG: weights, optimizer states, replay buffer, counters and settings.
 
-        :param model_or_zip: the model, or the path of its zip (which holds no replay buffer)
-        :param env: to learn on with; None keeps the model's own, if it has one
+        :param model_or_zip: the model, or the path or open file of its zip (which holds no replay buffer)
+        :param env: to learn on with, reset when learning goes on; None keeps the model's own as it stands
         :return: the same agent as SimpleDDPG; the global random streams stay as they were
         :raises ValueError: for a model that is not SB3's DDPG
         """
@@ -337,8 +347,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
         Give the agent back to SB3: weights, optimizer states, replay buffer, counters and settings.
 
         :return: the same agent as SB3's DDPG; the global random streams stay as they were
-        :raises ValueError: for what SB3's DDPG lacks: a learning rate of the critic's own, a gradient norm limit, a
-            noise schedule
+        :raises ValueError: for what SB3's DDPG lacks: a learning rate or optimizer arguments of the critic's own, a
+            gradient norm limit, a noise schedule, a policy class of the user's own
         """
         from sb3_simple_ddpg.convert import to_sb3
 
@@ -349,9 +359,31 @@ class SimpleDDPG(OffPolicyAlgorithm):
         assert isinstance(self.train_freq, TrainFreq)  # SB3 converts it in _setup_model
         return self.train_freq
 
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load weights and optimizer states in place.
+
+        :param load_path_or_dict: a saved model, or what `get_parameters` gave; stays as it is
+        :param exact_match: False: a part of the parameters will do
+        :param device: to load a file on
+        :raises ValueError: for names that the agent does not have, or missing ones
+        """
+        parameters: Any = load_path_or_dict
+        if not isinstance(parameters, dict):
+            _, parameters, _ = load_from_zip_file(parameters, device=device, load_data=False)
+        # PyTorch's optimizers keep the very tensors of a state that they load, and take its flags for their own.
+        parameters = deepcopy(parameters)
+        for name in ("actor.optimizer", "critic.optimizer"):
+            own_groups = recursive_getattr(self, name).param_groups
+            for group, own in zip(parameters.get(name, {}).get("param_groups", []), own_groups, strict=False):
+                group.update({flag: own[flag] for flag in ("fused", "foreach") if flag in own})
+        super().set_parameters(parameters, exact_match, device)
+
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_batch_norm_stats", "_target_batch_norm_stats"]
+        return [*super()._excluded_save_params(), *networks, "_weights"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
@@ -369,5 +401,16 @@ def _statistics(
     return th.stack([loss_q, loss_mu, q_values.mean(), targets.mean(), saturated.mean()])
 
 
-def _batch_norm_stats(network: th.nn.Module) -> list[th.Tensor]:
-    return get_parameters_by_name(network, ["running_"])
+def _weights(policy: DDPGPolicy) -> dict[str, list[th.Tensor]]:
+    """The tensors of each network, and the running statistics of batch norm: listed once, since listing takes time."""
+    main, targets = (policy.critic, policy.actor), (policy.critic_target, policy.actor_target)
+    return {
+        "actor": list(policy.actor.parameters()),
+        "actor_target": list(policy.actor_target.parameters()),
+        "critic": list(policy.critic.parameters()),
+        "critic_target": list(policy.critic_target.parameters()),
+        "batch_norm": [tensor for network in main for tensor in get_parameters_by_name(network, ["running_"])],
+        "batch_norm_target": [
+            tensor for network in targets for tensor in get_parameters_by_name(network, ["running_"])
+        ],
+    }

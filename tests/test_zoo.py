@@ -25,6 +25,26 @@ from sb3_simple_ddpg import MlpPolicy, SimpleDDPG
 ZOO_IS_MISSING = any(importlib.util.find_spec(name) is None for name in ("rl_zoo3", "requests"))
 SHORT = ("learning_starts:100", "buffer_size:1000")
 
+# The second environment that the zoo makes, that of the first trial, gives no number for a reward.
+BROKEN_PENDULUM = """
+import itertools
+import gymnasium as gym
+from gymnasium.envs.classic_control import PendulumEnv
+
+numbers = itertools.count()
+
+class BrokenPendulum(PendulumEnv):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.broken = next(numbers) == 1
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, float("nan") if self.broken else reward, terminated, truncated, info
+
+gym.register("BrokenPendulum-v1", BrokenPendulum, max_episode_steps=200)
+"""
+
 runs_the_zoo = pytest.mark.skipif(ZOO_IS_MISSING, reason='needs pip install "sb3-simple-ddpg[zoo]"')
 
 
@@ -172,6 +192,20 @@ def test_optimize_searches_with_simple_ddpg(tmp_path: Path) -> None:
         assert model.batch_size == 2 ** trial["params_batch_size_pow"]
         assert model.tau == pytest.approx(trial["params_tau"])
         assert model._n_updates > 0
+
+
+@pytest.mark.slow
+@runs_the_zoo
+def test_optimize_gives_up_a_trial_that_diverges_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN_PENDULUM)
+    settings = ["-n", "300", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--seed", "1"]
+    settings += ["--pruner", "none", "--no-optim-plots", "--env", "BrokenPendulum-v1"]
+    settings += ["--gym-packages", "broken", "sb3_simple_ddpg.zoo"]
+    process = zoo(tmp_path, "train", "-optimize", *settings, "--hyperparams", *SHORT, plugin=False)
+    assert process.returncode == 0, process.stderr
+    assert "critic_loss is nan" in process.stdout
+    (report,) = (tmp_path / "logs/ddpg").glob("report_BrokenPendulum-v1_2-trials-*.csv")
+    assert pd.read_csv(report)["state"].tolist() == ["PRUNED", "COMPLETE"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint format typecheck clean
+# The oldest stable-baselines3 that pyproject.toml admits.
+OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+
+.PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest
+.PHONY: lint format typecheck clean
 
 demo: $(VENV)/installed-core
 	$(BIN)/simple-ddpg train
@@ -13,6 +17,27 @@ test: $(VENV)/installed-dev
 
 test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow"
+
+# SB3's own tests with SimpleDDPG in the place of DDPG and TD3; SB3_REPO is a checkout of stable-baselines3.
+sb3-suite: check-sb3-repo $(VENV)/installed-dev
+	PYTHONPATH=tests/sb3_suite PYTHONHASHSEED=0 OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -p stand_in --import-mode=importlib -p no:cacheprovider $(SB3_REPO)/tests
+
+check-sb3-repo:
+	@test -d "$(SB3_REPO)/tests" || { echo "Usage: make sb3-suite SB3_REPO=path, a checkout of stable-baselines3"; exit 2; }
+
+# The tests with the oldest stable-baselines3 that pyproject.toml admits (==2.9 is 2.9.0) and with the newest 2.x, each
+# in an environment of its own. Options for pytest: PYTEST_ARGS="-q -m 'not slow'".
+test-sb3-versions: test-sb3-oldest test-sb3-newest
+
+test-sb3-oldest: SB3 := ==$(OLDEST_SB3)
+test-sb3-newest: SB3 := >=$(OLDEST_SB3),<3
+test-sb3-oldest test-sb3-newest: test-sb3-%:
+	$(PYTHON) -m venv .venv-sb3-$*
+	grep -viE '^(stable.baselines3|sb3.contrib|rl.zoo3)==' constraints.txt > .venv-sb3-$*/constraints.txt
+	.venv-sb3-$*/bin/python -m pip install -q --upgrade -c .venv-sb3-$*/constraints.txt \
+		"stable-baselines3$(SB3)" "sb3-contrib$(SB3)" -e ".[test]"
+	.venv-sb3-$*/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -26,7 +51,7 @@ typecheck: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-sb3-* build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -30,3 +30,8 @@ class DenseLayers(nn.Sequential):
             else:
                 values = layer(values)
         return values
+
+    @property
+    def device(self) -> th.device:
+        """Where the first layer's weight is."""
+        return next(iter(self._modules.values()))._parameters["weight"].device  # type: ignore[union-attr]  # never None

@@ -6,7 +6,7 @@ Layers and names are those of Stable-Baselines3 (SB3) (`mu`, `qf0`, order of con
 same weights as SB3's DDPG and weights can be passed to and fro. B is the batch size, A the number of action dimensions.
 """
 
-from collections.abc import Iterator
+import itertools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,9 +73,14 @@ class Actor(BasePolicy):
         :param observations: s, a batch of B
         :return: mu(s), shape (B, A), in [-1, 1]
         """
-        features = self.extract_features(observations, self.features_extractor)
+        features = _extract_features(self, observations)
         actions: th.Tensor = self.mu(features)
         return actions
+
+    @property
+    def device(self) -> th.device:
+        """Where the weights are; SB3 walks over all modules to find out, at every prediction."""
+        return self.mu.device
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         # The policy is deterministic; the flag exists in SB3's interface for stochastic ones.
@@ -135,7 +140,7 @@ class Critic(BaseModel):
         :param actions: a, shape (B, A), in [-1, 1]
         :return: Q(s, a), shape (B, 1), in the unit of a return
         """
-        features = self.extract_features(observations, self.features_extractor)
+        features = _extract_features(self, observations)
         if self.share_features_extractor:
             features = features.detach()
         q_values: th.Tensor = self.qf0(th.cat([features, actions], dim=1))
@@ -244,16 +249,13 @@ class DDPGPolicy(BasePolicy):
         self.actor_target.set_training_mode(False)
         self.critic_target.set_training_mode(False)
 
-        self._mode_matters = any(type(layer) not in _LAYERS_WITHOUT_MODES for layer in self._main_layers())
+        layers = itertools.chain(self.actor.modules(), self.critic.modules())
+        self._mode_matters = any(type(layer) not in _LAYERS_WITHOUT_MODES for layer in layers)
 
         learning_rate = lr_schedule(1)
         critic_kwargs = {**self.optimizer_kwargs, **self.critic_optimizer_kwargs}
         self.actor.optimizer = _make_optimizer(self.optimizer_class, self.actor, learning_rate, self.optimizer_kwargs)
         self.critic.optimizer = _make_optimizer(self.optimizer_class, self.critic, learning_rate, critic_kwargs)
-
-    def _main_layers(self) -> Iterator[nn.Module]:
-        yield from self.actor.modules()
-        yield from self.critic.modules()
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
         """
@@ -317,7 +319,9 @@ class DDPGPolicy(BasePolicy):
             return super().predict(observation, state, episode_start, deterministic)  # it says what is wrong
         self.set_training_mode(False)
         with th.no_grad():
-            actions = self.actor(th.as_tensor(observation.reshape(-1, *space.shape), device=self.device)).cpu().numpy()
+            actions = (
+                self.actor(th.as_tensor(observation.reshape(-1, *space.shape), device=self.actor.device)).cpu().numpy()
+            )
         actions = self.unscale_action(actions.reshape(-1, *self.action_shape))
         return actions if observation.ndim == 2 else actions.squeeze(axis=0), state
 
@@ -330,9 +334,8 @@ class DDPGPolicy(BasePolicy):
         if self._mode_matters:
             self.actor.set_training_mode(mode)
             self.critic.set_training_mode(mode)
-        elif self.training != mode:  # no layer behaves differently: no need to visit each one
-            self.actor.training = self.critic.training = mode
-        self.training = mode
+        if self.training != mode:  # where no layer depends on the mode there is no need to visit each one
+            self.training = self.actor.training = self.critic.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -352,20 +355,20 @@ class DDPGPolicy(BasePolicy):
 
 #: Layers that do the same in training and in evaluation. Whatever is not listed here may depend on the mode.
 _LAYERS_WITHOUT_MODES = frozenset(
-    {
-        Actor,
-        Critic,
-        FlattenExtractor,
-        NatureCNN,
-        CombinedExtractor,
-        nn.Sequential,
-        nn.ModuleDict,
-        nn.Flatten,
-        nn.Identity,
-    }
+    {Actor, Critic, DenseLayers, FlattenExtractor, NatureCNN, CombinedExtractor}
+    | {nn.Sequential, nn.ModuleDict, nn.Flatten, nn.Identity}
     | {nn.Linear, nn.Conv1d, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LayerNorm, nn.GroupNorm}
     | {nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus}
 )
+
+
+def _extract_features(network: Actor | Critic, observations: PyTorchObs) -> th.Tensor:
+    """The network's features; flat observations are features already, and SB3's general way is slow to find out."""
+    extractor, space = network.features_extractor, network.observation_space
+    if type(extractor) is FlattenExtractor and type(space) is spaces.Box and len(space.shape) == 1:
+        assert isinstance(observations, th.Tensor)
+        return observations.float()
+    return network.extract_features(observations, extractor)
 
 
 def _last_linear(network: nn.Sequential) -> nn.Linear:

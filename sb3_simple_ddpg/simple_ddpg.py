@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
@@ -320,6 +323,34 @@ class SimpleDDPG(OffPolicyAlgorithm):
             for sentence in checks.advice(self):
                 self.logger.warn(sentence)
         return total_timesteps, callback
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Line 4 of Algorithm 1. Mirrors SB3 2.9.2, bit for bit, in fewer calls of NumPy."""
+        if self.num_timesteps < learning_starts or action_noise is None or self._last_obs is None:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        unscaled_actions, _ = self.predict(self._last_obs)
+        actions = self.policy.scale_action(unscaled_actions) + action_noise()
+        actions = np.minimum(np.maximum(actions, -1), 1)
+        return self.policy.unscale_action(actions), actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: npt.NDArray[Any],
+        new_obs: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        reward: npt.NDArray[Any],
+        dones: npt.NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy, which only the end of an episode needs."""
+        if self._vec_normalize_env is not None or dones.any():
+            super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+            return
+        self._last_original_obs = self._last_obs
+        replay_buffer.add(self._last_obs, new_obs, buffer_action, reward, dones, infos)  # type: ignore[arg-type]  # as SB3 does
+        self._last_obs = new_obs
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)

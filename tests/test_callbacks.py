@@ -33,7 +33,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_simple_ddpg import SimpleDDPG
 from tests.environments import Bandit, Chain
-from tests.test_spaces import VECTOR, Dummy, assert_same_agent, settings, train_side_by_side
+from tests.side_by_side import VECTOR, Dummy, assert_same_agent, settings, train_side_by_side
 
 
 def model_of(env: Any, **changes: Any) -> SimpleDDPG:

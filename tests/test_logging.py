@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_simple_ddpg import SimpleDDPG
 from tests.environments import Chain
-from tests.test_spaces import settings
+from tests.side_by_side import settings
 
 # What SB3's DDPG writes, and what is added here.
 SB3_TAGS = {

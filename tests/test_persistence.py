@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
 from tests.environments import Chain
-from tests.test_spaces import (
+from tests.side_by_side import (
     CHANNEL_LAST,
     SMALL_CNN,
     VECTOR,

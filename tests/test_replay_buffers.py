@@ -16,7 +16,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_simple_ddpg import SimpleDDPG
 from tests.environments import Chain
-from tests.test_spaces import (
+from tests.side_by_side import (
     DICT_SPACES,
     SMALL_COMBINED,
     VECTOR,

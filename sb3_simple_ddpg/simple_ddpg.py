@@ -344,8 +344,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         dones: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy, which only the end of an episode needs."""
-        if self._vec_normalize_env is not None or dones.any():
+        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy of what these two buffers do not write to."""
+        copies_itself = type(replay_buffer) in (ReplayBuffer, NStepReplayBuffer)
+        if not copies_itself or self._vec_normalize_env is not None or dones.any():
             super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
             return
         self._last_original_obs = self._last_obs

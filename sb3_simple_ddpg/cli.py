@@ -1,6 +1,7 @@
-"""The command line: `simple-ddpg train`, `evaluate` and `plot`.
+"""The command line: `simple-ddpg train`, `evaluate`, `plot` and `benchmark`.
 
-Not here: what the commands do to files (`runs.py`), to figures (`plotting.py`) and to networks (`simple_ddpg.py`).
+Not here: what the commands do to files (`runs.py`), to figures (`plotting.py`) and to networks (`simple_ddpg.py`), and
+what is measured (`benchmark.py`).
 """
 
 import ast
@@ -170,12 +171,75 @@ def plot(run: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path(runs.PICT
     return 0
 
 
+def benchmark(
+    workloads: tuple[str, ...] = (),
+    repeats: int | None = None,
+    steps: int | None = None,
+    threads: int | None = None,
+    sbx_python: Path | None = None,
+    compile_times: bool = True,
+    scaling: bool = False,
+    profile: bool = False,
+    quick: bool = False,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> int:
+    """
+    Measure the speed of SimpleDDPG beside SB3's DDPG and SBX's DDPG, interleaved in one run.
+
+    :param workloads: names; none for all: pendulum-64, pendulum-256, pendulum-400, pendulum-400-2-threads,
+        halfcheetah-256, pendulum-8-envs, collect, predict
+    :param repeats: number of counted repeats, at least 5; 7 without it
+    :param steps: environment steps in each repeat; without it about two seconds of SB3's DDPG
+    :param threads: of every workload, instead of its own number
+    :param sbx_python: interpreter of an environment that holds SBX, where this one does not
+    :param compile_times: compile with an empty cache, and again from what that left
+    :param scaling: instead of the workloads: update time as batch, buffer, environments and width grow
+    :param profile: instead of the speed: where a step's time goes
+    :param quick: everything small, to see that it runs; the numbers mean nothing
+    :param out: folder to write; runs/benchmark-<date-time> without it
+    :param overwrite: replace the files of an earlier benchmark in a folder that is not empty
+    :return: exit status
+    """
+    from rich.console import Console
+
+    from sb3_simple_ddpg import benchmark as bench
+
+    if scaling and (profile or workloads or threads is not None):
+        raise ValueError("--scaling has workloads of its own: leave out --profile, --workloads and --threads.")
+    chosen = bench.choose_workloads(workloads, threads, quick)
+    settings = bench.Settings(
+        repeats=(2 if quick else 7) if repeats is None else repeats,
+        steps=steps,
+        target_s=0.1 if quick else 0.5 if scaling else 2.0,
+        sbx_python=bench.find_sbx(sbx_python),
+        compile_times=compile_times and not quick and not scaling,
+        quick=quick,
+    )
+    folder = _choose_folder(out, "benchmark", overwrite)
+    _prepare_folder(folder, bench.FILES)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    if scaling:
+        bench.run_scaling(settings, folder, console)
+    elif profile:
+        bench.run_profile(chosen, settings, folder, console)
+    else:
+        bench.run_table(chosen, settings, folder, console)
+    print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 0
+
+
 def main(args: list[str] | None = None) -> int:
     """
     :param args: of the command line; None takes the process's own
     :return: exit status: 0 for success, 2 for a mistake of the user's, 130 after Ctrl-C
     """
-    commands: dict[str, Callable[..., Any]] = {"train": train, "evaluate": evaluate, "plot": plot}
+    commands: dict[str, Callable[..., Any]] = {
+        "train": train,
+        "evaluate": evaluate,
+        "plot": plot,
+        "benchmark": benchmark,
+    }
     try:
         status: int = tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -258,10 +322,10 @@ def _choose_folder(out: Path | None, env_id: str, overwrite: bool) -> Path:
     return out
 
 
-def _prepare_folder(folder: Path) -> None:
+def _prepare_folder(folder: Path, names: tuple[str, ...] = runs.FILES) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in runs.FILES:  # of an earlier run; other files in the folder are not ours
+        for name in names:  # of an earlier run; other files in the folder are not ours
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written: {error}.") from error

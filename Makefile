@@ -27,14 +27,15 @@ check-sb3-repo:
 	@test -d "$(SB3_REPO)/tests" || { echo "Usage: make sb3-suite SB3_REPO=path, a checkout of stable-baselines3"; exit 2; }
 
 # The tests with the oldest stable-baselines3 that pyproject.toml admits (==2.9 is 2.9.0) and with the newest 2.x, each
-# in an environment of its own. Options for pytest: PYTEST_ARGS="-q -m 'not slow'".
+# in an environment of its own. RL Zoo goes with SB3, and an older one needs an older huggingface-hub: neither is pinned.
+# Options for pytest: PYTEST_ARGS="-q -m 'not slow'".
 test-sb3-versions: test-sb3-oldest test-sb3-newest
 
 test-sb3-oldest: SB3 := ==$(OLDEST_SB3)
 test-sb3-newest: SB3 := >=$(OLDEST_SB3),<3
 test-sb3-oldest test-sb3-newest: test-sb3-%:
 	$(PYTHON) -m venv .venv-sb3-$*
-	grep -viE '^(stable.baselines3|sb3.contrib|rl.zoo3)==' constraints.txt > .venv-sb3-$*/constraints.txt
+	grep -viE '^(stable.baselines3|sb3.contrib|rl.zoo3|huggingface.hub)==' constraints.txt > .venv-sb3-$*/constraints.txt
 	.venv-sb3-$*/bin/python -m pip install -q --upgrade -c .venv-sb3-$*/constraints.txt \
 		"stable-baselines3$(SB3)" "sb3-contrib$(SB3)" -e ".[test]"
 	.venv-sb3-$*/bin/python -m pytest $(PYTEST_ARGS)

@@ -9,7 +9,8 @@ update: seconds inside `train`, as `learn` calls it, through the number of gradi
 floor: the ten products of the hidden layers that an update cannot do without, (B, h1) times (h1, h2), on as many
 threads. Where nothing is updated, the floor is the environments alone, through the number of their steps;
 ratio: steps per second through those of SB3's DDPG in the same repeat; then the median, smallest and largest of these;
-first update: the first call of `train`, with the compile in it, cold (empty cache) and again in a second process;
+compile: seconds inside `train` while warming up, less those of as many median calls: with an empty cache, and again in
+a second process that finds what the first one left (--no-compile-times: once, with whatever PyTorch's cache holds);
 memory: the largest resident memory of the competitor's process, compiler included, the compiler's own processes not.
 """
 
@@ -33,6 +34,7 @@ from sb3_simple_ddpg import benchmark_worker
 from sb3_simple_ddpg.benchmark_worker import COMPILED, EAGER, FLOOR, SB3, SBX, WorkerProcess
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
 QUICK = "quick, not for publication"
@@ -119,16 +121,16 @@ class Measurement:
 
     :param repeats: the answers of `Competitor.measure`
     :param missing: why there is none
-    :param first_update_s: seconds of the first call of `train`
-    :param cached_first_update_s: the same in a second process, which finds what the first one has compiled
+    :param compile_s: seconds that compiling took
+    :param cached_compile_s: the same in a second process, which finds what the first one has compiled
     :param peak_mib: largest resident memory in MiB
     :param versions: of the libraries in its environment
     """
 
     repeats: list[dict[str, Any]] = field(default_factory=list)
     missing: str | None = None
-    first_update_s: float | None = None
-    cached_first_update_s: float | None = None
+    compile_s: float | None = None
+    cached_compile_s: float | None = None
     peak_mib: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -195,7 +197,7 @@ def choose_workloads(names: tuple[str, ...], threads: int | None = None, quick: 
             raise ValueError(f"There is no workload {name!r}: choose from {', '.join(known)}.")
     if threads is not None and threads < 1:
         raise ValueError(f"--threads must be at least 1, got {threads}.")
-    changes: dict[str, Any] = {"warm_up": 2} if quick else {}
+    changes: dict[str, Any] = {"warm_up": 5} if quick else {}
     changes |= {} if threads is None else {"threads": threads}
     return [replace(known[name], **changes) for name in names or known]
 
@@ -257,7 +259,7 @@ def measure(
         try:
             for name in names:
                 answer = enter(name, folder if name == COMPILED and settings.compile_times else None)
-                results[name].first_update_s = answer.get("first_update_s")
+                results[name].compile_s = answer.get("compile_s")
                 results[name].versions = answer.get("versions", {})
             reference = SB3 if SB3 in workers else next(iter(workers), None)
             steps = settings.steps
@@ -275,7 +277,7 @@ def measure(
                 results[name].peak_mib = ask(name, "memory").get("peak_mib")
             if settings.compile_times and COMPILED in workers:
                 workers.pop(COMPILED).close()
-                results[COMPILED].cached_first_update_s = enter(COMPILED, folder).get("first_update_s")
+                results[COMPILED].cached_compile_s = enter(COMPILED, folder).get("compile_s")
         finally:
             for worker in workers.values():
                 worker.close()
@@ -353,7 +355,7 @@ def run_table(workloads: list[Workload], settings: Settings, folder: Path, conso
     lines = [line for title, competitors in rows.items() for line in report.cells(title, competitors)]
     _tell("benchmark", report.COLUMNS, lines, _notes(settings, versions, skipped), folder, console)
     if rows:
-        report.draw_table(rows, folder / "benchmark.png", QUICK if settings.quick else None)
+        _save(folder / "benchmark.png", report.draw_table, rows, settings)
 
 
 def run_scaling(settings: Settings, folder: Path, console: "Console") -> None:
@@ -376,7 +378,7 @@ def run_scaling(settings: Settings, folder: Path, console: "Console") -> None:
     lines = [line for each in points for line in report.cells(f"{each['axis']} {each['size']}", each["competitors"])]
     versions = {name: row["versions"] for name, row in points[0]["competitors"].items() if row["versions"]}
     _tell("scaling", report.COLUMNS, lines, _notes(settings, versions, {}), folder, console)
-    report.draw_scaling(points, folder / "scaling.png", QUICK if settings.quick else None)
+    _save(folder / "scaling.png", report.draw_scaling, points, settings)
 
 
 def run_profile(workloads: list[Workload], settings: Settings, folder: Path, console: "Console") -> None:
@@ -430,6 +432,15 @@ def _tell(
     for note in notes:
         console.print(note, markup=False, highlight=False)
     (folder / f"{name}.md").write_text(report.markdown(columns, lines, notes))
+
+
+def _save(path: Path, draw: Callable[..., "Figure"], results: object, settings: Settings) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    figure = draw(results, QUICK if settings.quick else None)
+    figure.savefig(path, dpi=150)
+    matplotlib.pyplot.close(figure)
 
 
 def _write_json(path: Path, settings: Settings, content: dict[str, Any]) -> None:

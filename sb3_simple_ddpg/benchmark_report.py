@@ -3,23 +3,24 @@
 Not here: how they are measured, and what each number means (`benchmark.py`).
 """
 
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING, Any
 
 from sb3_simple_ddpg.benchmark_worker import COMPILED, EAGER, SB3, SBX
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Colour and hatching of each competitor's bars, which can be told apart in grey too, and its mark.
 _LOOKS = {
     EAGER: ("#7fb3e0", "//", "o"),
     COMPILED: ("#1f5f99", "", "s"),
-    SB3: ("#d9d9d9", "", "D"),
+    SB3: ("#bdbdbd", "", "D"),
     SBX: ("#e8b04a", "..", "^"),
 }
 COLUMNS = (
-    "workload", "competitor", "steps/s", "ratio to SB3", "update, ms", "floor, ms", "update/floor", "first update, s",
+    "workload", "competitor", "steps/s", "ratio to SB3", "update, ms", "floor, ms", "update/floor", "compile, s",
     "memory, MiB",
 )  # fmt: skip
 
@@ -35,12 +36,12 @@ def cells(title: str, rows: dict[str, dict[str, Any]]) -> list[list[str]]:
         if row["missing"] or row["rate"] is None:
             lines.append([title, name, f"missing: {row['missing']}", *["-"] * 6])
             continue
-        first, cached = row["first_update_s"], row["cached_first_update_s"]
-        first_text = "-" if name != COMPILED or first is None else f"{first:.1f}"
+        cold, cached = row["compile_s"], row["cached_compile_s"]
+        compile_text = "-" if name != COMPILED or cold is None else f"{cold:.1f}"
         lines.append([
             title, name, _text(row["rate"], 0), _text(row["ratio"], 2), _text(row["update_ms"], 2),
             _median(row["floor_ms"]), _text(row["update_over_floor"], 2),
-            first_text if cached is None else f"{first_text}, cached {cached:.1f}",
+            compile_text if cached is None else f"{compile_text}, cached {cached:.1f}",
             "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         ])  # fmt: skip
     return lines
@@ -69,17 +70,14 @@ def markdown(columns: tuple[str, ...], lines: list[list[str]], notes: list[str])
     return rows + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def draw_table(results: dict[str, dict[str, dict[str, Any]]], path: Path, title: str | None = None) -> None:
+def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None = None) -> "Figure":
     """
     Two panels: speed as bars, SB3's DDPG being 1, and the update's time in multiples of the floor.
 
     :param results: by title of the workload, what `summarize` gave
-    :param path: picture to write
     :param title: of the picture
+    :return: the figure
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot as plt
 
     names = [name for name in _LOOKS if any(name in rows and rows[name]["ratio"] for rows in results.values())]
@@ -108,28 +106,27 @@ def draw_table(results: dict[str, dict[str, dict[str, Any]]], path: Path, title:
     speed.set(ylabel="speed: steps per second,\nSB3 DDPG = 1", title=title)
     cost.set(ylabel="update, in multiples of the floor\n(collecting: of the environment)", yscale="log")
     cost.set_ylim(0.8)
-    titles = [title.replace(", ", ",\n") for title in results]
+    cost.margins(y=0.15)
+    cost.yaxis.set_major_formatter("{x:g}")
+    cost.set_xlim(-0.6, len(results) - 0.4)
+    titles = [re.sub(r", (?!\d+\])", ",\n", name) for name in results]  # not inside [64, 64]
     cost.set_xticks(range(len(results)), titles, size=8)
     speed.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16), frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def _whiskers(spread: list[float]) -> list[list[float]]:
     return [[spread[0] - spread[1]], [spread[2] - spread[0]]]
 
 
-def draw_scaling(points: list[dict[str, Any]], path: Path, title: str | None = None) -> None:
+def draw_scaling(points: list[dict[str, Any]], title: str | None = None) -> "Figure":
     """
     A panel for each thing that grows: milliseconds against size, both logarithmic, with the floor.
 
     :param points: what `run_scaling` writes
-    :param path: picture to write
     :param title: of the picture
+    :return: the figure
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
@@ -138,14 +135,18 @@ def draw_scaling(points: list[dict[str, Any]], path: Path, title: str | None = N
         of_axis = [point for point in points if point["axis"] == axis]
         for name, (colour, _, mark) in _LOOKS.items():
             _line(panel, of_axis, name, "cost_ms", name, marker=mark, color=colour, markeredgecolor="0.2")
-        _line(panel, of_axis, SB3, "floor_ms", "floor", linestyle="--", color="0.1")
-        what = "ms for a step of one environment" if axis == "environments" else "ms for an update"
+        environments = axis == "environments"
+        floor = "floor: the environments alone" if environments else "floor: ten products"
+        _line(panel, of_axis, SB3, "floor_ms", floor, linestyle="--", color="0.1")
+        what = "ms for a step of one environment" if environments else "ms for an update"
         panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=what)
+        panel.minorticks_off()
+        panel.set_xticks(*[[point["size"] for point in of_axis]] * 2)
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     figure.suptitle(title or "")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def _line(

@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
+from statistics import median
 from types import ModuleType
 from typing import Any
 
@@ -37,9 +38,10 @@ class Competitor:
 
     def prepare(self) -> dict[str, Any]:
         """
-        Build everything and warm up: the random steps, then updates, with the compile in the first of them.
+        Build everything and warm up: the random steps, then updates, with the compile in one of them.
 
-        :return: seconds of the first call of `train` (None without updates), and versions
+        :return: seconds inside `train` beyond those of usual calls (None without updates), and versions
+        :raises RuntimeError: when nothing was compiled that should have been
         """
         import numpy as np
         import torch as th
@@ -50,9 +52,10 @@ class Competitor:
             sizes = zip(job["net_arch"], job["net_arch"][1:], strict=False)
             self.products = [_product(job["batch_size"], *size) for size in sizes]
         else:
+            import gymnasium as gym
             from stable_baselines3.common.env_util import make_vec_env
 
-            self.env = make_vec_env(job["env_id"], job["n_envs"], seed=0)
+            self.env = make_vec_env(lambda: gym.make(job["env_id"]), job["n_envs"], seed=0)
             self.actions = np.array([self.env.action_space.sample() for _ in range(job["n_envs"])])
             self.env.reset()
         if job["kind"] != FLOOR:
@@ -64,8 +67,13 @@ class Competitor:
         else:
             self.measure(job["warm_up"])
         _pin(job["threads"])
-        first_update = self.train_seconds[0] if self.train_seconds else None
-        return {"first_update_s": first_update, "versions": _versions()}
+        if job["kind"] == COMPILED:
+            compiled = self.model._compiled
+            if compiled is None or compiled.failure is not None:  # what follows would be the plain path's speed
+                raise RuntimeError(f"nothing was compiled: {'no update' if compiled is None else compiled.failure}")
+        seconds = self.train_seconds
+        compile_seconds = sum(seconds) - len(seconds) * median(seconds) if seconds else None
+        return {"compile_s": compile_seconds, "versions": _versions()}
 
     def measure(self, amount: int) -> dict[str, Any]:
         """
@@ -101,12 +109,12 @@ class Competitor:
         clock.wrap(model, "train", updates)
         after_sampling = "critic" if updates == "rest" else updates
         clock.wrap(model.replay_buffer, "sample", "sampling", after_sampling)
-        for module in _modules(kind):
-            for name, value in list(vars(module).items()):
-                if getattr(value, "__module__", None) == "sb3_simple_ddpg.sampling" and callable(value):
-                    clock.wrap(module, name, "sampling", after_sampling)
-                if name in ("soft_update", "polyak_update") and updates == "rest":
-                    clock.wrap(module, name, "targets")
+        module = _module(kind)
+        for name, value in list(vars(module).items()):
+            if getattr(value, "__module__", None) == "sb3_simple_ddpg.sampling":
+                clock.wrap(module, name, "sampling", after_sampling)
+            if name in ("soft_update", "polyak_update") and updates == "rest":
+                clock.wrap(module, name, "targets")
         if updates == "rest":  # a wrapper inside a compiled function would change what is compiled
             clock.wrap(model.critic.optimizer, "step", "optimizer", "actor")
             clock.wrap(model.actor.optimizer, "step", "optimizer", "rest")
@@ -141,7 +149,7 @@ class Competitor:
         arguments = {
             **{name: job[name] for name in names},
             "learning_rate": 1e-3,
-            "policy_kwargs": {"net_arch": job["net_arch"]},
+            "policy_kwargs": {"net_arch": list(job["net_arch"])},
             "seed": 0,
             "device": "cpu",
         }
@@ -287,15 +295,29 @@ class _Clock:
             self.stop()
             self._open.append(part)
             try:
-                return inner(*args, **kwargs)
+                result = inner(*args, **kwargs)
             finally:
                 self.stop()
                 self._open.pop()
-                if then is not None and len(self._open) > 1:
-                    self._open[-1] = then
+            if isinstance(result, Iterator):  # its work is done as it is asked for its items
+                return self._each(result, part, then)
+            self._open[-1] = then or self._open[-1]
+            return result
 
         setattr(owner, name, timed)
         self._undo.append(lambda: setattr(owner, name, inner) if own else delattr(owner, name))
+
+    def _each(self, items: Iterator[Any], part: str, then: str | None) -> Iterator[Any]:
+        while True:
+            self.stop()
+            self._open.append(part)
+            item = next(items, self)
+            self.stop()
+            self._open.pop()
+            if item is self:
+                return
+            self._open[-1] = then or self._open[-1]
+            yield item
 
     def restore(self) -> None:
         for undo in reversed(self._undo):
@@ -329,12 +351,9 @@ def _pin(threads: int) -> None:
             os.sched_setaffinity(int(task), cores)
 
 
-def _modules(kind: str) -> list[ModuleType]:
-    """Where the update looks up its functions."""
-    if kind.startswith("SimpleDDPG"):
-        names = [name for name in ("simple_ddpg", "compiled") if f"sb3_simple_ddpg.{name}" in sys.modules]
-        return [sys.modules[f"sb3_simple_ddpg.{name}"] for name in names]
-    return [importlib.import_module("stable_baselines3.td3.td3")] if kind == SB3 else []
+def _module(kind: str) -> ModuleType:
+    """Where `train` looks up its functions."""
+    return importlib.import_module("stable_baselines3.td3.td3" if kind == SB3 else "sb3_simple_ddpg.simple_ddpg")
 
 
 def _versions() -> dict[str, str]:

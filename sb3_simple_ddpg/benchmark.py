@@ -8,7 +8,7 @@ steps per second: environment steps (of all environments together) through the s
 update: seconds inside `train`, as `learn` calls it, through the number of gradient steps; the rest of `learn` collects;
 floor: the ten products of the hidden layers that an update cannot do without, (B, h1) times (h1, h2), on as many
 threads. Where nothing is updated, the floor is the environments alone, through the number of their steps;
-ratio: steps per second through those of SB3's DDPG in the same repeat; then the median, smallest and largest of these;
+ratio: steps per second through those of SB3's (SBX's) DDPG in the same repeat; then median, smallest and largest;
 compile: seconds inside `train` while warming up, less those of as many median calls: with an empty cache, and again in
 a second process that finds what the first one left (--no-compile-times: once, with whatever PyTorch's cache holds);
 memory: the largest resident memory of the competitor's process, compiler included, the compiler's own processes not.
@@ -17,8 +17,6 @@ memory: the largest resident memory of the competitor's process, compiler includ
 import importlib.util
 import json
 import math
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -86,8 +84,8 @@ class Workload:
         """
         if self.env_id.startswith("HalfCheetah") and importlib.util.find_spec("mujoco") is None:
             return f'{self.env_id} needs MuJoCo: pip install "gymnasium[mujoco]".'
-        if self.threads > len(_cores()):
-            return f"{self.threads} threads need as many cores, this process may use {len(_cores())}."
+        if self.threads > len(report.cores()):
+            return f"{self.threads} threads need as many cores, this process may use {len(report.cores())}."
         return None
 
 
@@ -99,7 +97,7 @@ WORKLOADS = (
     Workload("halfcheetah-256", "HalfCheetah, [256, 256]", "HalfCheetah-v5", (256, 256)),
     Workload("pendulum-8-envs", "Pendulum, [64, 64], 8 environments, 8 updates", n_envs=8, gradient_steps=-1),
     Workload("collect", "Pendulum, [64, 64], collecting alone", gradient_steps=0),
-    Workload("predict", "Pendulum, [64, 64], predict", gradient_steps=0, measures="predict"),
+    Workload("predict", "Pendulum, [64, 64], predict (calls)", gradient_steps=0, measures="predict"),
 )
 _BASE = Workload("scaling", "", net_arch=(256, 256))
 #: What grows in the scaling mode, how far, and the workload at each size.
@@ -297,13 +295,17 @@ def rotate(names: list[str], repeat: int) -> list[str]:
 def summarize(results: dict[str, Measurement]) -> dict[str, dict[str, Any]]:
     """
     :param results: what `measure` gave for one workload
-    :return: for each competitor `rate` (per second), `ratio` (to SB3's DDPG), `update_ms`, `floor_ms`, `cost_ms` (of an
-        update, or of a step where nothing is updated) and `update_over_floor`, each as median, smallest and largest
-        over the repeats or None; and its Measurement without the repeats
+    :return: for each competitor `rate` (per second), `ratio` (to SB3's DDPG), `ratio_to_sbx`, `update_ms`, `floor_ms`,
+        `cost_ms` (of an update, or of a step where nothing is updated) and `update_over_floor`, each as median,
+        smallest and largest over the repeats or None; and its Measurement without the repeats
     """
     floor = results.get(FLOOR, Measurement()).rates
-    reference = results.get(SB3, Measurement()).rates
     rows = {}
+
+    def ratio(rates: list[float], other: str) -> list[float] | None:
+        others = results.get(other, Measurement()).rates
+        return _spread([own / theirs for own, theirs in zip(rates, others, strict=False)])
+
     for name, result in results.items():
         if name == FLOOR:
             continue
@@ -312,7 +314,8 @@ def summarize(results: dict[str, Measurement]) -> dict[str, dict[str, Any]]:
         costs_ms = result.updates_ms or [1e3 / rate for rate in result.rates]
         rows[name] = {
             "rate": _spread(result.rates),
-            "ratio": _spread([own / other for own, other in zip(result.rates, reference, strict=False)]),
+            "ratio": ratio(result.rates, SB3),
+            "ratio_to_sbx": ratio(result.rates, SBX),
             "update_ms": _spread(result.updates_ms),
             "cost_ms": _spread(costs_ms),
             "floor_ms": _spread(floors_ms),
@@ -393,9 +396,13 @@ def run_profile(workloads: list[Workload], settings: Settings, folder: Path, con
     :param console: to print on
     """
     records, lines = [], []
+    skipped: dict[str, str] = {}
     parts = benchmark_worker.PARTS
     for workload in workloads:
-        if workload.obstacle() is not None or workload.measures == "predict":
+        if workload.measures == "predict":
+            continue
+        if (obstacle := workload.obstacle()) is not None:
+            skipped[workload.title] = obstacle
             continue
         console.print(f"Profiling {workload.title} ...")
         for name in workload.competitors:
@@ -417,6 +424,8 @@ def run_profile(workloads: list[Workload], settings: Settings, folder: Path, con
             lines.append([workload.title, name, f"{1e3 * profile['s'] / profile['count']:.3f}", *texts])
     _write_json(folder / "profile.json", settings, {"profiles": records})
     notes = ["Milliseconds a step of one environment, and the share of the whole, with the clock's own time in them."]
+    notes += [QUICK] if settings.quick else []
+    notes += [f"{title} was skipped: {reason}" for title, reason in skipped.items()]
     _tell("profile", ("workload", "competitor", "whole", *parts), lines, notes, folder, console)
 
 
@@ -444,33 +453,14 @@ def _save(path: Path, draw: Callable[..., "Figure"], results: object, settings: 
 
 
 def _write_json(path: Path, settings: Settings, content: dict[str, Any]) -> None:
-    head = {"note": QUICK if settings.quick else None, "settings": asdict(settings), "machine": machine()}
+    described = {name: value for name, value in asdict(settings).items() if name != "sbx_python"}
+    head = {"note": QUICK if settings.quick else None, "settings": described, "machine": report.machine()}
     path.write_text(json.dumps({**head, **content}, indent=2) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """
-    :return: processor, number of cores, system, and the command that was typed
-    """
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    words = [word if os.sep not in word else f".../{Path(word).name}" for word in sys.argv[1:]]  # no one's folders
-    command = " ".join([Path(sys.argv[0]).name, *words])
-    return {"processor": processor, "cores": len(_cores()), "system": platform.platform(), "command": command}
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _notes(settings: Settings, versions: dict[str, dict[str, str]], skipped: dict[str, str]) -> list[str]:
     """What a reader of the numbers must know."""
-    here = machine()
+    here = report.machine()
     texts = [QUICK] if settings.quick else []
     texts.append(f"Median (smallest-largest) of {settings.repeats} interleaved repeats; ratios repeat by repeat.")
     texts.append(f"{here['processor']}, cores: {here['cores']}, {here['system']}; command: `{here['command']}`.")

@@ -1,9 +1,13 @@
-"""The benchmark's results as text and as pictures.
+"""The benchmark's results as text and as pictures, and the machine that they come from.
 
 Not here: how they are measured, and what each number means (`benchmark.py`).
 """
 
+import os
+import platform
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_simple_ddpg.benchmark_worker import COMPILED, EAGER, SB3, SBX
@@ -20,8 +24,8 @@ _LOOKS = {
     SBX: ("#e8b04a", "..", "^"),
 }
 COLUMNS = (
-    "workload", "competitor", "steps/s", "ratio to SB3", "update, ms", "floor, ms", "update/floor", "compile, s",
-    "memory, MiB",
+    "workload", "competitor", "steps/s", "ratio to SB3", "to SBX", "update, ms", "floor, ms", "update/floor",
+    "compile, s", "memory, MiB",
 )  # fmt: skip
 
 
@@ -34,13 +38,13 @@ def cells(title: str, rows: dict[str, dict[str, Any]]) -> list[list[str]]:
     lines = []
     for name, row in rows.items():
         if row["missing"] or row["rate"] is None:
-            lines.append([title, name, f"missing: {row['missing']}", *["-"] * 6])
+            lines.append([title, name, f"missing: {row['missing']}", *["-"] * (len(COLUMNS) - 3)])
             continue
         cold, cached = row["compile_s"], row["cached_compile_s"]
         compile_text = "-" if name != COMPILED or cold is None else f"{cold:.1f}"
         lines.append([
-            title, name, _text(row["rate"], 0), _text(row["ratio"], 2), _text(row["update_ms"], 2),
-            _median(row["floor_ms"]), _text(row["update_over_floor"], 2),
+            title, name, _text(row["rate"], 0), _text(row["ratio"], 2), _median(row["ratio_to_sbx"]),
+            _text(row["update_ms"], 2), _median(row["floor_ms"]), _text(row["update_over_floor"], 2),
             compile_text if cached is None else f"{compile_text}, cached {cached:.1f}",
             "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         ])  # fmt: skip
@@ -68,6 +72,26 @@ def markdown(columns: tuple[str, ...], lines: list[list[str]], notes: list[str])
     table = [list(columns), ["---"] * len(columns), *lines]
     rows = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in table)
     return rows + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+
+
+def machine() -> dict[str, Any]:
+    """
+    :return: processor, number of cores, system, and the command that was typed
+    """
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    words = [word if os.sep not in word else f".../{Path(word).name}" for word in sys.argv[1:]]  # no one's folders
+    command = " ".join([Path(sys.argv[0]).name, *words])
+    return {"processor": processor, "cores": len(cores()), "system": platform.platform(), "command": command}
+
+
+def cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None = None) -> "Figure":
@@ -105,8 +129,8 @@ def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None 
     cost.annotate("floor", (0.005, 1), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", size=8)
     speed.set(ylabel="speed: steps per second,\nSB3 DDPG = 1", title=title)
     cost.set(ylabel="update, in multiples of the floor\n(collecting: of the environment)", yscale="log")
-    cost.set_ylim(0.8)
     cost.margins(y=0.15)
+    cost.set_ylim(0.8)
     cost.yaxis.set_major_formatter("{x:g}")
     cost.set_xlim(-0.6, len(results) - 0.4)
     titles = [re.sub(r", (?!\d+\])", ",\n", name) for name in results]  # not inside [64, 64]

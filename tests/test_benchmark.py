@@ -11,7 +11,7 @@ import torch as th
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from sb3_simple_ddpg import benchmark, benchmark_report, benchmark_worker, simple_ddpg
+from sb3_simple_ddpg import benchmark, benchmark_report, benchmark_worker, cli, simple_ddpg
 from sb3_simple_ddpg.benchmark import Measurement, Settings, Workload
 from sb3_simple_ddpg.benchmark_worker import COMPILED, EAGER, FLOOR, SB3, SBX, Competitor, WorkerProcess
 from sb3_simple_ddpg.cli import main
@@ -320,6 +320,11 @@ def test_halfcheetah_without_mujoco_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
     (workload,) = benchmark.choose_workloads(("halfcheetah-256",))
     assert workload.obstacle() == 'HalfCheetah-v5 needs MuJoCo: pip install "gymnasium[mujoco]".'
+
+
+def test_the_help_names_every_workload():
+    text = " ".join(cli.benchmark.__doc__.split())
+    assert ", ".join(workload.name for workload in benchmark.WORKLOADS) in text
 
 
 def test_threads_replace_each_workloads_own():

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import stable_baselines3.td3.td3 as sb3_td3
@@ -191,6 +192,24 @@ def test_a_repeat_counts_steps_and_updates(kind):
     assert 0 < answer["train_s"] < answer["s"]
     assert competitor.model.num_timesteps == 5 + 1 + 20 * 2 + 6  # 5 random ones are 6 for two environments
     assert competitor.memory()["peak_mib"] > 50  # PyTorch alone is larger
+
+
+@pytest.mark.parametrize(
+    ("compiled", "reason"), [(None, "no update"), (SimpleNamespace(failure="no compiler"), "no compiler")]
+)
+def test_the_plain_paths_speed_is_not_shown_as_the_compiled_ones(compiled, reason, monkeypatch):
+    competitor = Competitor(job(COMPILED))
+    build = Competitor(job(EAGER))
+
+    def build_plain():
+        build.env = competitor.env
+        model = build._build()
+        model._compiled = compiled  # as after a failed compile
+        return model
+
+    monkeypatch.setattr(competitor, "_build", build_plain)
+    with pytest.raises(RuntimeError, match=f"nothing was compiled: {reason}"):
+        competitor.prepare()
 
 
 def test_predict_and_collecting_make_no_update():

@@ -250,7 +250,7 @@ class DDPGPolicy(BasePolicy):
         self.critic_target.set_training_mode(False)
 
         layers = itertools.chain(self.actor.modules(), self.critic.modules())
-        self._mode_matters = any(type(layer) not in _LAYERS_WITHOUT_MODES for layer in layers)
+        self.depends_on_mode = any(type(layer) not in _LAYERS_WITHOUT_MODES for layer in layers)
 
         learning_rate = lr_schedule(1)
         critic_kwargs = {**self.optimizer_kwargs, **self.critic_optimizer_kwargs}
@@ -331,7 +331,7 @@ class DDPGPolicy(BasePolicy):
 
         :param mode: True for training
         """
-        if self._mode_matters:
+        if self.depends_on_mode:
             self.actor.set_training_mode(mode)
             self.critic.set_training_mode(mode)
         if self.training != mode:  # where no layer depends on the mode there is no need to visit each one

@@ -4,6 +4,7 @@ Not here: another replay buffer. The numbers drawn, and their order, are those o
 of any other class sample as they always do.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,33 +14,51 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+#: Rows that are gathered at once when several gradient steps follow each other.
+_ROWS_AT_ONCE = 4096
 
-def sample(replay_buffer: ReplayBuffer | None, batch_size: int, env: VecNormalize | None) -> ReplayBufferSamples:
+
+def sample_batches(
+    replay_buffer: ReplayBuffer | None, count: int, batch_size: int, env: VecNormalize | None
+) -> Iterator[ReplayBufferSamples]:
     """
-    A random batch of transitions. Mirrors `ReplayBuffer.sample` and `_get_samples` of SB3 2.9.2.
+    Random batches of transitions, one for each gradient step.
 
     :param replay_buffer: of any class
+    :param count: number of batches
     :param batch_size: B
     :param env: normalizes observations and rewards, None for no normalization
     :return: observations (B, ...), actions (B, A), rewards and dones (B, 1), where dones are 0 after a time limit
     """
     assert replay_buffer is not None
-    if type(replay_buffer) is not ReplayBuffer or replay_buffer.optimize_memory_usage or env is not None:
-        return replay_buffer.sample(batch_size, env=env)
-    rows = np.random.randint(0, replay_buffer.size(), size=batch_size)
-    # SB3 draws the environment of each row, also where there is only one.
-    columns = np.random.randint(0, high=replay_buffer.n_envs, size=(batch_size,))
-    places = rows * replay_buffer.n_envs + columns
+    plain = type(replay_buffer) is ReplayBuffer and not replay_buffer.optimize_memory_usage
+    if not plain or env is not None or len(replay_buffer.observations.shape) != 3:
+        for _ in range(count):
+            yield replay_buffer.sample(batch_size, env=env)
+        return
+    at_once = max(1, _ROWS_AT_ONCE // batch_size)
+    for start in range(0, count, at_once):
+        yield from _gather(replay_buffer, min(at_once, count - start), batch_size)
 
-    def gather(array: npt.NDArray[Any], *shape: int) -> th.Tensor:
-        values = array.reshape(-1, *array.shape[2:]).take(places, axis=0)
-        return th.as_tensor(values.reshape(batch_size, *shape) if shape else values, device=replay_buffer.device)
 
-    terminated = gather(replay_buffer.dones, 1) * (1 - gather(replay_buffer.timeouts, 1))
-    return ReplayBufferSamples(
-        observations=gather(replay_buffer.observations),
-        actions=gather(replay_buffer.actions),
-        next_observations=gather(replay_buffer.next_observations),
-        dones=terminated,
-        rewards=gather(replay_buffer.rewards, 1),
+def _gather(replay_buffer: ReplayBuffer, count: int, batch_size: int) -> Iterator[ReplayBufferSamples]:
+    """Some batches of flat observations at once. Mirrors `ReplayBuffer.sample` and `_get_samples` of SB3 2.9.2."""
+    places = np.empty((count, batch_size), np.int64)
+    for step in range(count):
+        rows = np.random.randint(0, replay_buffer.size(), size=batch_size)
+        # SB3 draws the environment of each row, also where there is only one.
+        columns = np.random.randint(0, high=replay_buffer.n_envs, size=(batch_size,))
+        places[step] = rows * replay_buffer.n_envs + columns
+
+    def gather(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return array.reshape(-1, *array.shape[2:]).take(places, axis=0)
+
+    fields = (
+        gather(replay_buffer.observations),
+        gather(replay_buffer.actions),
+        gather(replay_buffer.next_observations),
+        (gather(replay_buffer.dones) * (1 - gather(replay_buffer.timeouts)))[..., None],
+        gather(replay_buffer.rewards)[..., None],
     )
+    for step in range(count):
+        yield ReplayBufferSamples(*[th.from_numpy(field[step]).to(replay_buffer.device) for field in fields])

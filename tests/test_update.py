@@ -94,7 +94,11 @@ def test_actor_step_computes_no_critic_gradient():
     model.train(1, 4)
     after_the_critic_step = [parameter.grad.clone() for parameter in model.critic.parameters()]
     observations = th.ones(4, 1)
-    model._gradient_step(model.actor.optimizer, actor_loss(model.critic(observations, model.actor(observations))), model._weights["actor"])
+    model._gradient_step(
+        model.actor.optimizer,
+        actor_loss(model.critic(observations, model.actor(observations))),
+        model._weights["actor"],
+    )
     for before, parameter in zip(after_the_critic_step, model.critic.parameters(), strict=True):
         assert th.equal(parameter.grad, before)
 

@@ -1,0 +1,292 @@
+"""The update of `SimpleDDPG.train` as compiled code, for `compile_updates=True`.
+
+Not here: another statement of the algorithm. What is compiled are the networks, the equations of `equations.py` and
+PyTorch's own Adam; a test holds the weights to those of the plain path.
+
+The functions below are recorded once with stand-in tensors (`make_fx`) and handed to PyTorch's compiler (inductor).
+Weights, optimizer states, learning rates and discounts are inputs, so whatever changes between two calls is taken up.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch as th
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch.func import functional_call, grad_and_value
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim.adam import adam
+from torch.utils import _pytree as pytree
+
+from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
+
+if TYPE_CHECKING:
+    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+
+Tensors: TypeAlias = list[th.Tensor]
+Named: TypeAlias = dict[str, th.Tensor]
+
+
+class CompiledUpdates:
+    """
+    What has been compiled for one model. It lives as long as the model's networks and is never saved.
+
+    :param model: the algorithm, set up
+    """
+
+    def __init__(self, model: "SimpleDDPG") -> None:
+        self.model = model
+        self.seconds = 0.0  # spent compiling
+        self.failure: str | None = None
+        self._functions: dict[object, Callable[..., Any]] = {}
+        self._actor, self._critic = _named_tensors(model.actor), _named_tensors(model.critic)
+        self._actor_target = _named_tensors(model.actor_target)
+        self._critic_target = _named_tensors(model.critic_target)
+        # A shared features extractor stands in the critic too, but learns from the actor's loss alone.
+        shared = {tensor.data_ptr() for tensor in self._actor.values()}
+        self._learning = {
+            "actor": [name for name, _ in model.actor.named_parameters()],
+            "critic": [n for n, p in model.critic.named_parameters() if p.data_ptr() not in shared],
+        }
+        self._constants: dict[str, tuple[float, th.Tensor]] = {}
+        self._states: list[list[Tensors]] = []
+        self._states_of: list[Any] = [None, None]
+        self._adam_inputs: Tensors = []
+        if model.policy.depends_on_mode:
+            self._give_up("a layer (batch norm, dropout or an unknown one) may behave differently in training")
+
+    def step(self, batch: ReplayBufferSamples) -> th.Tensor | None:
+        """
+        Lines 8 to 11 of Algorithm 1 for one batch.
+
+        :param batch: B transitions
+        :return: what is logged of it, or None where the plain path must do it: at the first update, in which the
+            optimizers create their state, and from a `failure` on
+        """
+        model = self.model
+        if self.failure is not None:
+            return None
+        fused = self._adam_can_be_compiled()
+        if fused and not (model.actor.optimizer.state and model.critic.optimizer.state):
+            return None
+        discounts = batch.discounts if batch.discounts is not None else self._constant("gamma", model.gamma)
+        try:
+            statistics = self._step_with_adam(batch, discounts) if fused else self._step(batch, discounts)
+        except Exception as error:  # whatever the compiler stumbles over, the plain path is there
+            self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
+            return None
+        weights = model._weights
+        soft_update(weights["critic"], weights["critic_target"], model.tau)
+        soft_update(weights["actor"], weights["actor_target"], model.tau)
+        return statistics
+
+    def _constant(self, name: str, value: float) -> th.Tensor:
+        """A number as an input of compiled code: always the same tensor, of shape (), holding the value of now."""
+        known = self._constants.get(name)
+        if known is None:
+            known = (value, th.tensor(value, dtype=th.float32, device=self.model.device))
+        elif known[0] != value:
+            known = (value, known[1].fill_(value))
+        self._constants[name] = known
+        return known[1]
+
+    def _give_up(self, reason: str) -> None:
+        self.failure = reason
+        self.model.logger.warn(f"compile_updates=True has no effect, the plain path goes on: {reason}.")
+
+    def _adam_can_be_compiled(self) -> bool:
+        """Otherwise the optimizers, whatever they are, run as they are between two compiled functions."""
+        model = self.model
+        plain = _is_plain_adam(model.actor.optimizer) and _is_plain_adam(model.critic.optimizer)
+        return plain and model.max_grad_norm is None and not model.policy.share_features_extractor
+
+    def _step_with_adam(self, batch: ReplayBufferSamples, discounts: th.Tensor) -> th.Tensor:
+        """Both losses, their gradients and both optimizers as one function."""
+        model = self.model
+        optimizers = model.actor.optimizer, model.critic.optimizer
+        settings = tuple(map(_adam_settings, optimizers))
+        rates = [
+            self._constant(name, optimizer.param_groups[0]["lr"])
+            for name, optimizer in zip(("actor", "critic"), optimizers, strict=True)
+        ]
+        if any(optimizer.state is not known for optimizer, known in zip(optimizers, self._states_of, strict=True)):
+            # New, or replaced by set_parameters.
+            self._states = [_adam_state(optimizer) for optimizer in optimizers]
+            self._states_of = [optimizer.state for optimizer in optimizers]
+            self._adam_inputs = pytree.tree_leaves(
+                (self._actor, self._critic, self._actor_target, self._critic_target, self._states, rates)
+            )
+
+        def update(
+            actor: Named, critic: Named, actor_target: Named, critic_target: Named, states: list[list[Tensors]],
+            rates: Tensors, discounts: th.Tensor, batch: tuple[Any, ...],
+        ) -> th.Tensor:  # fmt: skip
+            gradients, of_critic = self._critic_gradients(critic, actor_target, critic_target, discounts, batch)
+            _adam_step(self._learning["critic"], critic, gradients, states[1], rates[1], settings[1])
+            gradients, of_actor = self._actor_gradients(actor, critic, batch)
+            _adam_step(self._learning["actor"], actor, gradients, states[0], rates[0], settings[0])
+            return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
+
+        inputs = (
+            self._actor, self._critic, self._actor_target, self._critic_target, self._states, rates, discounts,
+        )  # fmt: skip
+        statistics: th.Tensor = self._call(settings, update, inputs, batch, [*self._adam_inputs, discounts])
+        return statistics
+
+    def _step(self, batch: ReplayBufferSamples, discounts: th.Tensor) -> th.Tensor:
+        """Losses and gradients compiled; clipping and the optimizers as they are."""
+        model = self.model
+        inputs = (self._critic, self._actor_target, self._critic_target, discounts)
+        gradients, of_critic = self._call("critic", self._critic_gradients, inputs, batch)
+        self._apply(model.critic, self._learning["critic"], gradients)
+        gradients, of_actor = self._call("actor", self._actor_gradients, (self._actor, self._critic), batch)
+        self._apply(model.actor, self._learning["actor"], gradients)
+        return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
+
+    def _apply(self, network: Any, names: list[str], gradients: Tensors) -> None:  # noqa: ANN401 - an actor or a critic
+        parameters = dict(network.named_parameters())
+        for parameter in parameters.values():
+            parameter.grad = None
+        for name, gradient in zip(names, gradients, strict=True):
+            parameters[name].grad = gradient
+        if self.model.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(parameters.values(), self.model.max_grad_norm)
+        network.optimizer.step()
+
+    def _critic_gradients(
+        self, critic: Named, actor_target: Named, critic_target: Named, discounts: th.Tensor, batch: tuple[Any, ...]
+    ) -> tuple[Tensors, th.Tensor]:
+        """Lines 8-9: gradients of the critic's loss; the loss, the mean of Q and the mean of the targets."""
+        model = self.model
+        observations, actions, next_observations, terminated, rewards = batch
+        next_actions = functional_call(model.actor_target, actor_target, (next_observations,))
+        next_q_values = functional_call(model.critic_target, critic_target, (next_observations, next_actions))
+        targets = td_target(rewards, terminated, discounts, next_q_values)
+
+        def loss(learning: Named) -> tuple[th.Tensor, th.Tensor]:
+            q_values = functional_call(model.critic, {**critic, **learning}, (observations, actions))
+            return critic_loss(q_values, targets), q_values.mean()
+
+        learning = {name: critic[name] for name in self._learning["critic"]}
+        gradients, (value, q_mean) = grad_and_value(loss, has_aux=True)(learning)
+        return _contiguous(gradients), th.stack([value, q_mean, targets.mean()])
+
+    def _actor_gradients(self, actor: Named, critic: Named, batch: tuple[Any, ...]) -> tuple[Tensors, th.Tensor]:
+        """Line 10: gradients of the actor's loss; the loss and the share of saturated actions."""
+        model = self.model
+        observations = batch[0]
+
+        def loss(learning: Named) -> tuple[th.Tensor, th.Tensor]:
+            actions = functional_call(model.actor, {**actor, **learning}, (observations,))
+            q_values = functional_call(model.critic, critic, (observations, actions))
+            return actor_loss(q_values), (actions.abs() > 0.99).float().mean()
+
+        learning = {name: actor[name] for name in self._learning["actor"]}
+        gradients, (value, saturation) = grad_and_value(loss, has_aux=True)(learning)
+        return _contiguous(gradients), th.stack([value, saturation])
+
+    def _call(
+        self,
+        name: object,
+        function: Callable[..., Any],
+        inputs: tuple[Any, ...],
+        batch: ReplayBufferSamples,
+        leaves: Tensors | None = None,
+    ) -> Any:  # noqa: ANN401 - the function's own
+        """
+        Call `function(*inputs, batch)` compiled; compile it first for a batch of another shape than those seen.
+
+        :param leaves: the tensors in `inputs`, where they are known already: collecting them takes time
+        """
+        fields = batch.observations, batch.actions, batch.next_observations, batch.dones, batch.rewards
+        flat = isinstance(batch.observations, th.Tensor)
+        leaves = pytree.tree_leaves(inputs) if leaves is None else leaves
+        leaves = [*leaves, *(fields if flat else pytree.tree_leaves(fields))]
+        key = (name, len(batch.rewards), batch.discounts is None)
+        with th.no_grad():
+            if key not in self._functions:
+                started = time.perf_counter()
+                structure = pytree.tree_structure((*inputs, fields))
+                with warnings.catch_warnings(action="ignore"):  # PyTorch's compiler warns of PyTorch's own parts
+                    self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)
+                self.seconds += time.perf_counter() - started
+                self.model.logger.info(f"Compiled the update ({self.seconds:.1f} s so far).")
+            return self._functions[key](*leaves)
+
+
+def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.TreeSpec) -> Callable[..., Any]:
+    """The function of nested inputs as a compiled one of their tensors."""
+    results: list[pytree.TreeSpec] = []
+
+    def flat(*leaves: th.Tensor) -> Tensors:
+        tensors, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), structure)))
+        results.append(result)
+        return tensors
+
+    graph = make_fx(flat, _PRODUCTS, tracing_mode="fake")(*leaves)
+    on_cpu = leaves[0].device.type == "cpu"
+    options = {"cpp_wrapper": True} if on_cpu else {"triton.cudagraphs": True}
+    compiled: Callable[..., Any] = th._inductor.compile(graph, [*leaves], options=options)
+    return lambda *leaves: pytree.tree_unflatten(compiled(*leaves), results[0])
+
+
+def _contiguous(gradients: Named) -> Tensors:
+    """In the layout of the weights: fused optimizers walk over both as plain memory."""
+    return [gradient.contiguous() for gradient in gradients.values()]
+
+
+def _product(left: th.Tensor, right: th.Tensor) -> Any:  # noqa: ANN401 - NotImplemented is how a decomposition declines
+    """A narrow product is several times as fast the other way round: (R' L')' instead of L R."""
+    if 1 < right.shape[1] < min(32, left.shape[0]):
+        return right.t().mm(left.t()).t()
+    return NotImplemented
+
+
+def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor) -> th.Tensor:
+    """Apart, so that the compiler can merge the bias with what follows it."""
+    return left.mm(right) + bias
+
+
+_PRODUCTS: dict[Any, Callable[..., Any]] = {
+    th.ops.aten.mm.default: _product,
+    th.ops.aten.addmm.default: _product_and_bias,
+}
+
+
+def _named_tensors(network: th.nn.Module) -> Named:
+    """Weights and buffers: the network's own, so that whoever gives them new values is followed."""
+    return dict([*network.named_parameters(), *network.named_buffers()])
+
+
+def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
+    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) != 1:
+        return False
+    group = optimizer.param_groups[0]
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return not (group["amsgrad"] or group["maximize"] or hooks)
+
+
+def _adam_settings(optimizer: th.optim.Optimizer) -> tuple[Any, ...]:
+    group = optimizer.param_groups[0]
+    return (*group["betas"], group["weight_decay"], group["eps"], group["decoupled_weight_decay"])
+
+
+def _adam_state(optimizer: th.optim.Optimizer) -> list[Tensors]:
+    """First moments, second moments and step counters of the tensors that learn."""
+    states = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
+    return [[state[name] for state in states if state] for name in ("exp_avg", "exp_avg_sq", "step")]
+
+
+def _adam_step(
+    names: list[str], weights: Named, gradients: Tensors, state: list[Tensors], rate: th.Tensor,
+    settings: tuple[Any, ...],
+) -> None:  # fmt: skip
+    """PyTorch's own Adam, in place."""
+    beta1, beta2, weight_decay, eps, decoupled_weight_decay = settings
+    # `differentiable` chooses the variant whose step counter and learning rate are tensors, so they can be inputs.
+    adam(
+        [weights[name] for name in names], gradients, state[0], state[1], [], state[2], foreach=False,
+        differentiable=True, fused=False, decoupled_weight_decay=decoupled_weight_decay, amsgrad=False, beta1=beta1,
+        beta2=beta2, lr=rate, weight_decay=weight_decay, eps=eps, maximize=False,
+    )  # fmt: skip

@@ -1,0 +1,253 @@
+"""Compiled updates give the plain path's weights, and follow whatever changes between two calls. Not here: speed."""
+
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import DDPG
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+from sb3_simple_ddpg import SimpleDDPG, compiled
+from tests.environments import Bandit
+
+# Compiling takes seconds; later runs on the same machine find PyTorch's cache on disk.
+pytestmark = pytest.mark.slow
+
+#: After 1, 10 and 100 updates on the same batches: two orders of rounding. A wrong formula shows at 1e-3, Adam's step.
+TOLERANCES = ((1, 1e-6), (9, 1e-6), (90, 1e-5))
+
+#: Adam divides a gradient by its own size, so rounding where the true gradient is 0 (a unit that died, a key that never
+#: changes) becomes a step of full size; a larger eps keeps rounding what it is. With the default the test stops at 10.
+LARGE_EPS = {"optimizer_kwargs": {"eps": 1e-3}}
+SMALL_CNN = {"net_arch": [8], "features_extractor_kwargs": {"features_dim": 8}, **LARGE_EPS}
+
+
+def make_images() -> gym.Env:
+    return FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=False)
+
+
+def make_pair(env: Any = "Pendulum-v1", policy: str = "MlpPolicy", **settings: Any) -> tuple[SimpleDDPG, SimpleDDPG]:
+    """A plain and a compiled model of one seed with equally filled buffers, one plain update behind them."""
+    kwargs = {
+        "seed": 3,
+        "policy_kwargs": {"net_arch": [32, 32]},
+        "buffer_size": 500,
+        "learning_starts": 200,
+        **settings,
+    }
+    pair = []
+    for compile_updates in (False, True):
+        made = env() if callable(env) else env
+        model = SimpleDDPG(policy, made, compile_updates=compile_updates, **kwargs).learn(200)
+        if pair:
+            model.replay_buffer = pair[0].replay_buffer
+        np.random.seed(0)
+        model.compile_updates = False
+        model.train(1, 64)
+        model.compile_updates = compile_updates
+        pair.append(model)
+    assert difference(*pair) == 0.0
+    return pair[0], pair[1]
+
+
+def difference(ours: SimpleDDPG, theirs: SimpleDDPG) -> float:
+    state, other = ours.policy.state_dict(), theirs.policy.state_dict()
+    return max((state[name] - other[name]).abs().max().item() for name in state)
+
+
+def train_both(plain: SimpleDDPG, fast: SimpleDDPG, updates: int, batch_size: int = 64) -> int:
+    """
+    The same batches for both.
+
+    :return: how many of the updates ran as compiled code
+    """
+    calls = 0
+    np.random.seed(updates)
+    plain.train(updates, batch_size)
+    np.random.seed(updates)
+    updater = fast._compiled_updates()
+    step = updater.step
+
+    def counted(batch: Any) -> Any:
+        nonlocal calls
+        statistics = step(batch)
+        calls += statistics is not None
+        return statistics
+
+    updater.step = counted
+    fast.train(updates, batch_size)
+    updater.step = step
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("Pendulum-v1", {}),
+        ("Pendulum-v1", {"policy_kwargs": {"net_arch": [32, 32], **LARGE_EPS}}),
+        ("Pendulum-v1", {"policy_kwargs": {"net_arch": [16], "optimizer_class": th.optim.SGD}}),
+        (
+            "Pendulum-v1",
+            {
+                "policy_kwargs": {
+                    "net_arch": {"pi": [16], "qf": [24, 8]},
+                    "optimizer_class": th.optim.AdamW,
+                    "critic_optimizer_kwargs": {"weight_decay": 0.1},
+                    **LARGE_EPS,
+                    "activation_fn": nn.ELU,
+                }
+            },
+        ),
+        (
+            "Pendulum-v1",
+            {"max_grad_norm": 0.5, "critic_learning_rate": 3e-3, "policy_kwargs": {"net_arch": [32], **LARGE_EPS}},
+        ),
+        ("Pendulum-v1", {"n_steps": 3, "policy_kwargs": {"net_arch": [32], **LARGE_EPS}}),
+        (
+            lambda: VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 2)),
+            {"policy_kwargs": {"net_arch": [32], **LARGE_EPS}},
+        ),
+        (
+            make_images,
+            {
+                "policy": "CnnPolicy",
+                "policy_kwargs": SMALL_CNN,
+            },
+        ),
+        (
+            make_images,
+            {"policy": "CnnPolicy", "policy_kwargs": {**SMALL_CNN, "share_features_extractor": True}},
+        ),
+        (
+            lambda: SimpleMultiObsEnv(discrete_actions=False, random_start=False),
+            {"policy": "MultiInputPolicy", "policy_kwargs": {"net_arch": [8], **LARGE_EPS}},
+        ),
+    ],
+    ids=["adam-default-eps", "adam", "sgd", "adamw", "clipped", "n-step", "normalized", "cnn", "cnn-shared", "dict"],
+)
+def test_compiled_updates_give_the_plain_path_s_weights(env: Any, settings: dict[str, Any]):
+    plain, fast = make_pair(env, **settings)
+    for updates, tolerance in TOLERANCES if settings else TOLERANCES[:2]:
+        assert train_both(plain, fast, updates) == updates, fast._compiled_updates().failure
+        assert difference(plain, fast) < tolerance
+        for name in ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation"):
+            expected = plain.logger.name_to_value[f"train/{name}"]
+            assert fast.logger.name_to_value[f"train/{name}"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_settings_may_change_between_two_calls_without_compiling_again():
+    plain, fast = make_pair()
+    assert train_both(plain, fast, 2) == 2
+    compiled_functions = len(fast._compiled_updates()._functions)
+    for model in (plain, fast):
+        model.tau, model.gamma = 0.3, 0.5
+        model.lr_schedule = lambda progress: 3e-3
+    assert train_both(plain, fast, 5) == 5
+    assert difference(plain, fast) < 1e-6
+    assert len(fast._compiled_updates()._functions) == compiled_functions
+    before = [weight.clone() for weight in fast.critic_target.parameters()]
+    fast.tau = 0.0
+    fast.train(1, 32)
+    assert all(map(th.equal, before, fast.critic_target.parameters()))
+
+
+def test_another_batch_size_gives_the_right_result():
+    plain, fast = make_pair()
+    for batch_size in (32, 7, 32):
+        assert train_both(plain, fast, 3, batch_size) == 3
+        assert difference(plain, fast) < 1e-6
+
+
+def test_weights_and_optimizer_states_set_from_outside_are_followed():
+    plain, fast = make_pair()
+    other, _ = make_pair()
+    train_both(plain, fast, 3)
+    for model in (plain, fast):
+        model.set_parameters(other.get_parameters())
+        model.actor.load_from_vector(0.9 * other.actor.parameters_to_vector())  # gives the weights new memory
+    assert train_both(plain, fast, 5) == 5
+    assert difference(plain, fast) < 1e-6
+
+
+def test_compiled_model_is_saved_loaded_and_converted(tmp_path):
+    plain, fast = make_pair(action_noise=None)
+    train_both(plain, fast, 3)
+    fast.save(tmp_path / "model")
+    loaded = SimpleDDPG.load(tmp_path / "model", env=fast.env)
+    assert loaded.compile_updates
+    loaded.replay_buffer = fast.replay_buffer
+    back = SimpleDDPG.from_sb3(fast.to_sb3())
+    back.compile_updates = True
+    assert isinstance(fast.to_sb3(), DDPG)
+    for model in (loaded, back):
+        plain_copy = SimpleDDPG.from_sb3(plain.to_sb3())
+        assert train_both(plain_copy, model, 5) == 5
+        assert difference(plain_copy, model) < 1e-6
+
+
+def test_learning_compiled_equals_learning_plain():
+    """Through the environment, which feeds differences back: 1e-5 after 30 updates, as against SB3 (test_parity.py)."""
+    models = []
+    for compile_updates in (False, True):
+        model = SimpleDDPG(
+            "MlpPolicy", "Pendulum-v1", seed=1, compile_updates=compile_updates, policy_kwargs={"net_arch": [16, 16]}
+        )
+        models.append(model.learn(130))
+    assert models[1]._compiled_updates()._functions
+    assert difference(*models) < 1e-4
+
+
+def test_a_layer_with_modes_falls_back_and_the_log_says_why(tmp_path):
+    class Dropping(th.nn.Module):
+        def __init__(self, observation_space: gym.Space) -> None:
+            super().__init__()
+            self.features_dim = 1
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return self.drop(observations.flatten(1))
+
+    policy_kwargs = {"net_arch": [8], "features_extractor_class": Dropping}
+    model = SimpleDDPG("MlpPolicy", Bandit(), buffer_size=100, compile_updates=True, policy_kwargs=policy_kwargs)
+    model.set_logger(configure(str(tmp_path), ["log"]))
+    model.learning_starts = 4
+    model.learn(8)
+    model.logger.close()
+    assert model._n_updates == 4
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("compile_updates=True has no effect, the plain path goes on: a layer (batch norm, dropout") == 1
+
+
+def test_a_failing_compiler_falls_back_to_the_plain_path_s_weights(tmp_path, monkeypatch):
+    plain, fast = make_pair()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(compiled, "_compile", fail)
+    fast.set_logger(configure(str(tmp_path), ["log"]))
+    assert train_both(plain, fast, 3) == 0
+    assert difference(plain, fast) == 0.0
+    fast.logger.close()
+    assert "RuntimeError: no C++ compiler found" in (tmp_path / "log.txt").read_text()
+
+
+def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
+    model = SimpleDDPG(
+        "MlpPolicy", Bandit(), buffer_size=100, learning_starts=4, compile_updates=True, policy_kwargs={"net_arch": [8]}
+    )
+    model.set_logger(configure(str(tmp_path), ["log"]))
+    model.learn(5)
+    assert not model._compiled_updates()._functions
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's compiler warns of its own internals
+        model.learn(2, reset_num_timesteps=False)
+    assert model._compiled_updates().seconds > 0
+    model.logger.close()
+    assert "Compiled the update" in (tmp_path / "log.txt").read_text()

@@ -1,0 +1,148 @@
+"""What is done with fewer calls is really taken, and gives SB3's numbers bit for bit.
+
+Not here: how much faster it is (`simple-ddpg benchmark`).
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import DDPG
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.layers import DenseLayers
+from sb3_simple_ddpg.sampling import sample_batches
+from tests.environments import Chain
+
+
+def make_model(n_envs: int = 1, **settings: Any) -> SimpleDDPG:
+    env = DummyVecEnv([lambda: Chain("truncated")] * n_envs)
+    settings = {"buffer_size": 200, "learning_starts": 30, "policy_kwargs": {"net_arch": [8]}, "seed": 0, **settings}
+    return SimpleDDPG("MlpPolicy", env, **settings)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.ELU])
+@pytest.mark.parametrize("hook", [False, True])
+def test_dense_layers_give_the_bits_of_a_sequential(activation: type[nn.Module], hook: bool):
+    layers = [nn.Linear(3, 8), activation(), nn.Linear(8, 2), nn.Tanh()]
+    if hook:
+        layers[0].register_forward_hook(lambda module, inputs, outputs: outputs * 2)
+    dense, sequential = DenseLayers(*layers), nn.Sequential(*layers)
+    inputs = th.randn(5, 3, requires_grad=True)
+    assert th.equal(dense(inputs), sequential(inputs))
+    weights = [inputs, *dense.parameters()]
+    ours, theirs = (th.autograd.grad(network(inputs).sum(), weights) for network in (dense, sequential))
+    assert all(map(th.equal, ours, theirs))
+    assert dense.state_dict().keys() == sequential.state_dict().keys()
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("count", [1, 4])
+def test_batches_are_sb3_s_bit_for_bit_with_the_same_random_numbers(n_envs: int, count: int):
+    model = make_model(n_envs).learn(150)
+    np.random.seed(5)
+    expected = [model.replay_buffer.sample(16) for _ in range(count)]
+    state = np.random.get_state()[1:3]
+    np.random.seed(5)
+    batches = list(sample_batches(model.replay_buffer, count, 16, None))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(np.random.get_state()[1:3], state, strict=True))
+    for batch, theirs in zip(batches, expected, strict=True):
+        for name in ("observations", "actions", "next_observations", "dones", "rewards"):
+            assert th.equal(getattr(batch, name), getattr(theirs, name)), name
+            assert getattr(batch, name).dtype == getattr(theirs, name).dtype
+
+
+def test_several_gradient_steps_gather_once_and_others_ask_the_buffer(monkeypatch):
+    calls = []
+    sample = ReplayBuffer.sample
+    monkeypatch.setattr(ReplayBuffer, "sample", lambda *args, **kwargs: calls.append(1) or sample(*args, **kwargs))
+    model = make_model().learn(60)
+    model.train(8, 16)
+    assert calls == []
+    n_step = make_model(n_steps=3).learn(60)
+    calls.clear()
+    n_step.train(8, 16)
+    assert len(calls) == 8
+
+
+def test_a_batch_keeps_its_values_when_the_buffer_changes():
+    model = make_model().learn(60)
+    (batch,) = sample_batches(model.replay_buffer, 1, 16, None)
+    before = batch.observations.clone()
+    model.replay_buffer.observations[:] = 9.0
+    assert th.equal(batch.observations, before)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_predict_gives_sb3_s_bits_without_sb3_s_general_way(batch: bool, monkeypatch):
+    model = make_model().learn(60)
+    observation = np.random.default_rng(0).normal(size=(4, 3) if batch else 3).astype(np.float32)
+    expected, _ = BasePolicy.predict(model.policy, observation)
+    monkeypatch.setattr(BasePolicy, "predict", None)  # the general way would fail
+    action, _ = model.predict(observation)
+    assert np.array_equal(action, expected)
+    assert action.shape == expected.shape
+    assert action.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (1, 1, 3)])
+def test_predict_of_a_wrong_shape_gives_sb3_s_error(shape: tuple[int, ...]):
+    model = make_model()
+    with pytest.raises(ValueError, match="Unexpected observation shape"):
+        model.predict(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_collecting_stores_sb3_s_bits(n_envs: int):
+    """No updates: actions, stored transitions and the random stream afterwards are equal to the last bit."""
+    ours = make_model(n_envs, gradient_steps=0, learning_starts=10)
+    env = DummyVecEnv([lambda: Chain("truncated")] * n_envs)
+    noise = NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))
+    theirs = DDPG(
+        "MlpPolicy", env, buffer_size=200, learning_starts=10, seed=0, gradient_steps=0, action_noise=noise,
+        policy_kwargs={"net_arch": [8]},
+    )  # fmt: skip
+    states = []
+    for model in (ours, theirs):
+        model.set_random_seed(1)
+        model.learn(90)
+        states.append(np.random.get_state()[1:3])
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        assert np.array_equal(getattr(ours.replay_buffer, name), getattr(theirs.replay_buffer, name)), name
+    assert np.array_equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
+    assert np.array_equal(ours._last_obs, theirs._last_obs)
+
+
+def test_no_layer_is_visited_when_none_depends_on_the_mode(monkeypatch):
+    model = make_model()
+    assert not model.policy.depends_on_mode
+    monkeypatch.setattr(nn.Module, "train", None)  # a walk over the modules would fail
+    model.learn(40)
+    assert model._n_updates == 10
+    model.policy.set_training_mode(True)
+    assert (model.policy.training, model.actor.training, model.critic.training) == (True, True, True)
+
+
+def test_a_layer_that_is_not_known_counts_as_depending_on_the_mode():
+    class Own(nn.ReLU):
+        pass
+
+    assert make_model(policy_kwargs={"net_arch": [8], "activation_fn": Own}).policy.depends_on_mode
+
+
+def test_one_transfer_from_the_device_in_each_call_of_train(monkeypatch):
+    transfers = []
+    tolist = th.Tensor.tolist
+    monkeypatch.setattr(th.Tensor, "tolist", lambda tensor: transfers.append(1) or tolist(tensor))
+    monkeypatch.setattr(th.Tensor, "item", None)
+    model = make_model().learn(60)
+    transfers.clear()
+    model.train(8, 16)
+    assert len(transfers) == 1

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest
-.PHONY: lint format typecheck clean
+.PHONY: lint format typecheck benchmark clean
 
 demo: $(VENV)/installed-core
 	$(BIN)/simple-ddpg train
@@ -17,6 +17,10 @@ test: $(VENV)/installed-dev
 
 test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow"
+
+# The README's table of speeds; SBX, where it is installed: SBX_PYTHON=path of the Python of its environment.
+benchmark: $(VENV)/installed-dev
+	$(BIN)/simple-ddpg benchmark $(if $(SBX_PYTHON),--sbx-python $(SBX_PYTHON))
 
 # SB3's own tests with SimpleDDPG in the place of DDPG and TD3; SB3_REPO is a checkout of stable-baselines3.
 sb3-suite: check-sb3-repo $(VENV)/installed-dev

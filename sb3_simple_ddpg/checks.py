@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
@@ -200,6 +201,12 @@ def advice(model: "SimpleDDPG") -> list[str]:
         found.append(
             f"batch_size={model.batch_size} is larger than buffer_size={model.buffer_size}: each batch holds the same "
             "transitions several times."
+        )
+    widest_layer = max([0, *(layer.out_features for layer in model.actor.mu if isinstance(layer, th.nn.Linear))])
+    if model.device.type == "cpu" and th.get_num_threads() > 1 and widest_layer <= 256:
+        found.append(
+            f"PyTorch uses {th.get_num_threads()} threads; networks as small as these are faster with one: "
+            "torch.set_num_threads(1)."
         )
     largest = _largest_observation(model)
     if largest > 100 and model.get_vec_normalize_env() is None:

@@ -7,11 +7,13 @@ The functions below are recorded once with stand-in tensors (`make_fx`) and hand
 Weights, optimizer states, learning rates and discounts are inputs, so whatever changes between two calls is taken up.
 """
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.func import functional_call, grad_and_value
@@ -76,9 +78,6 @@ class CompiledUpdates:
         except Exception as error:  # whatever the compiler stumbles over, the plain path is there
             self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
             return None
-        weights = model._weights
-        soft_update(weights["critic"], weights["critic_target"], model.tau)
-        soft_update(weights["actor"], weights["actor_target"], model.tau)
         return statistics
 
     def _constant(self, name: str, value: float) -> th.Tensor:
@@ -102,7 +101,7 @@ class CompiledUpdates:
         return plain and model.max_grad_norm is None and not model.policy.share_features_extractor
 
     def _step_with_adam(self, batch: ReplayBufferSamples, discounts: th.Tensor) -> th.Tensor:
-        """Both losses, their gradients and both optimizers as one function."""
+        """Both losses, their gradients, both optimizers and the soft updates as one function."""
         model = self.model
         optimizers = model.actor.optimizer, model.critic.optimizer
         settings = tuple(map(_adam_settings, optimizers))
@@ -118,20 +117,26 @@ class CompiledUpdates:
                 (self._actor, self._critic, self._actor_target, self._critic_target, self._states, rates)
             )
 
+        # Without buffers, which a soft update leaves alone.
+        critic_names, actor_names = self._learning["critic"], self._learning["actor"]
+
         def update(
             actor: Named, critic: Named, actor_target: Named, critic_target: Named, states: list[list[Tensors]],
-            rates: Tensors, discounts: th.Tensor, batch: tuple[Any, ...],
+            rates: Tensors, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
         ) -> th.Tensor:  # fmt: skip
             gradients, of_critic = self._critic_gradients(critic, actor_target, critic_target, discounts, batch)
             _adam_step(self._learning["critic"], critic, gradients, states[1], rates[1], settings[1])
             gradients, of_actor = self._actor_gradients(actor, critic, batch)
             _adam_step(self._learning["actor"], actor, gradients, states[0], rates[0], settings[0])
+            for main, target, names in ((critic, critic_target, critic_names), (actor, actor_target, actor_names)):
+                soft_update([main[name] for name in names], [target[name] for name in names], tau)
             return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
 
+        tau = self._constant("tau", model.tau)
         inputs = (
-            self._actor, self._critic, self._actor_target, self._critic_target, self._states, rates, discounts,
+            self._actor, self._critic, self._actor_target, self._critic_target, self._states, rates, tau, discounts,
         )  # fmt: skip
-        statistics: th.Tensor = self._call(settings, update, inputs, batch, [*self._adam_inputs, discounts])
+        statistics: th.Tensor = self._call(settings, update, inputs, batch, [*self._adam_inputs, tau, discounts])
         return statistics
 
     def _step(self, batch: ReplayBufferSamples, discounts: th.Tensor) -> th.Tensor:
@@ -142,6 +147,8 @@ class CompiledUpdates:
         self._apply(model.critic, self._learning["critic"], gradients)
         gradients, of_actor = self._call("actor", self._actor_gradients, (self._actor, self._critic), batch)
         self._apply(model.actor, self._learning["actor"], gradients)
+        soft_update(model._weights["critic"], model._weights["critic_target"], model.tau)
+        soft_update(model._weights["actor"], model._weights["actor_target"], model.tau)
         return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
 
     def _apply(self, network: Any, names: list[str], gradients: Tensors) -> None:  # noqa: ANN401 - an actor or a critic
@@ -212,7 +219,8 @@ class CompiledUpdates:
                     self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)
                 self.seconds += time.perf_counter() - started
                 self.model.logger.info(f"Compiled the update ({self.seconds:.1f} s so far).")
-            return self._functions[key](*leaves)
+            with _flushed_denormals():
+                return self._functions[key](*leaves)
 
 
 def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.TreeSpec) -> Callable[..., Any]:
@@ -224,11 +232,26 @@ def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.Tr
         results.append(result)
         return tensors
 
-    graph = make_fx(flat, _PRODUCTS, tracing_mode="fake")(*leaves)
+    graph = make_fx(flat, _WORDINGS, tracing_mode="fake")(*leaves)
     on_cpu = leaves[0].device.type == "cpu"
     options = {"cpp_wrapper": True} if on_cpu else {"triton.cudagraphs": True}
     compiled: Callable[..., Any] = th._inductor.compile(graph, [*leaves], options=options)
     return lambda *leaves: pytree.tree_unflatten(compiled(*leaves), results[0])
+
+
+@contextlib.contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """
+    Adam's averages of a unit that died shrink for ever, and the processor computes slowly with numbers below 1e-38.
+
+    To take them for 0 is a setting of the thread, put back afterwards.
+    """
+    was_on = np.float32(1e-39) * np.float32(1.0) == 0.0
+    th.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        th.set_flush_denormal(bool(was_on))
 
 
 def _contiguous(gradients: Named) -> Tensors:
@@ -248,9 +271,17 @@ def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor) -> th.
     return left.mm(right) + bias
 
 
-_PRODUCTS: dict[Any, Callable[..., Any]] = {
+def _lerp_one_by_one(targets: Tensors, values: Tensors, shares: Tensors) -> None:
+    """The compiler does not know the form for lists; it merges these into the loops of Adam."""
+    for target, value, share in zip(targets, values, shares, strict=True):
+        target.lerp_(value, share)
+
+
+#: How the recorded function says some things for the compiler.
+_WORDINGS: dict[Any, Callable[..., Any]] = {
     th.ops.aten.mm.default: _product,
     th.ops.aten.addmm.default: _product_and_bias,
+    th.ops.aten._foreach_lerp_.List: _lerp_one_by_one,
 }
 
 

@@ -73,7 +73,9 @@ def actor_loss(q_values: th.Tensor) -> th.Tensor:
 
 
 @th.no_grad()
-def soft_update(parameters: Iterable[th.Tensor], target_parameters: Iterable[th.Tensor], tau: float) -> None:
+def soft_update(
+    parameters: Iterable[th.Tensor], target_parameters: Iterable[th.Tensor], tau: float | th.Tensor
+) -> None:
     """
     Eq. (4), Lillicrap et al. 2016, Algorithm 1: theta' <- tau theta + (1 - tau) theta', in place.
 
@@ -82,11 +84,11 @@ def soft_update(parameters: Iterable[th.Tensor], target_parameters: Iterable[th.
 
     :param parameters: theta, the tensors of the main network
     :param target_parameters: theta', those of the target network in the same order and shapes; overwritten
-    :param tau: in [0, 1]; 0 leaves the target alone, 1 copies the main network
+    :param tau: in [0, 1]; 0 leaves the target alone, 1 copies the main network; a tensor of shape () is taken as it is
     :raises ValueError: for a tau outside [0, 1], or when the two do not match tensor by tensor
     """
     parameters, target_parameters = list(parameters), list(target_parameters)
-    if not 0.0 <= tau <= 1.0:
+    if not isinstance(tau, th.Tensor) and not 0.0 <= tau <= 1.0:
         raise ValueError(f"tau must lie in [0, 1], got {tau}: it is the share of the main network, 0.005 for example.")
     if len(parameters) != len(target_parameters):
         raise ValueError(
@@ -95,7 +97,8 @@ def soft_update(parameters: Iterable[th.Tensor], target_parameters: Iterable[th.
         )
     if parameters:
         # One call for all tensors; x.lerp_(y, tau) is x <- x + tau (y - x).
-        th._foreach_lerp_(target_parameters, parameters, tau)
+        share = [tau] * len(parameters) if isinstance(tau, th.Tensor) else tau
+        th._foreach_lerp_(target_parameters, parameters, share)
 
 
 def _check_column(name: str, tensor: th.Tensor, batch_size: int) -> None:

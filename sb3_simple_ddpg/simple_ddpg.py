@@ -165,6 +165,14 @@ class SimpleDDPG(OffPolicyAlgorithm):
             self._setup_model()
             checks.check_train_freq(self._train_freq, self.n_envs)
 
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(
+                f"Policy {policy_name} unknown: choose from {', '.join(self.policy_aliases)}. "
+                "For recurrent policies use sb3_contrib.RecurrentPPO."
+            )
+        return super()._get_policy_from_name(policy_name)
+
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)

@@ -60,7 +60,7 @@ def test_learn_has_sb3_s_arguments_and_its_own_name_in_the_log():
         ({"max_grad_norm": -1.0}, "max_grad_norm must be .*, got -1.0"),
         ({"on_non_finite": "ignore"}, "on_non_finite must be 'stop' or 'skip', got 'ignore'"),
         ({"policy_kwargs": {"n_critics": 2}}, "n_critics must be 1, got 2.*TD3"),
-        ({"policy": "MlpLstmPolicy"}, "MlpLstmPolicy"),
+        ({"policy": "MlpLstmPolicy"}, "MlpLstmPolicy unknown: choose from MlpPolicy.*RecurrentPPO"),
         ({"policy": TD3Policy}, "TD3Policy.*from_sb3"),
     ],
 )
@@ -188,6 +188,17 @@ def test_a_healthy_setting_gets_no_advice():
 def test_wide_action_bounds_get_advice():
     (sentence,) = advice_of(Bandit(low=-50.0, high=3.0))
     assert "reaches to 50" in sentence
+
+
+@pytest.mark.parametrize(("threads", "units", "expected"), [(2, 64, 1), (2, 400, 0), (1, 64, 0)])
+def test_several_threads_for_small_networks_get_advice(threads: int, units: int, expected: int):
+    th.set_num_threads(threads)
+    try:
+        found = advice_of(Bandit(), policy_kwargs={"net_arch": [units]})
+    finally:
+        th.set_num_threads(1)
+    assert len(found) == expected
+    assert all("torch.set_num_threads(1)" in sentence for sentence in found)
 
 
 def test_no_noise_gets_advice():

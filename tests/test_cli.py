@@ -84,7 +84,8 @@ def test_train_in_subprocesses_with_progress_bar_and_tensorboard(tmp_path, capsy
     args = ["--timesteps", "200", "--n-envs", "2", "--vec-env", "subproc", "--progress", "--tensorboard"]
     with pytest.warns() as warned:  # tqdm calls its rich progress bar experimental
         assert train(*args, "--out", str(out)) == 0
-    assert {type(warning.message).__name__ for warning in warned} == {"TqdmExperimentalWarning"}
+    known = [warning for warning in warned if "inplace keyword in DataFrame" in str(warning.message)]  # SB3 2.9.0
+    assert {type(warning.message).__name__ for warning in warned if warning not in known} == {"TqdmExperimentalWarning"}
     assert "mean return" in capsys.readouterr().out
     assert list(out.glob("events.out.tfevents*"))
     assert SimpleDDPG.load(out / "model.zip").n_envs == 2

@@ -27,7 +27,7 @@ def test_files_that_the_readme_links_exist(link: str):
 
 def test_the_lines_of_algorithm_1_stand_in_the_comments_of_train():
     source = (README.parent / "sb3_simple_ddpg" / "simple_ddpg.py").read_text()
-    positions = [source.index(f"# Line{line}") for line in (" 7:", "s 8-9:", " 10:", " 11:")]
+    positions = [source.index(f"# Line{line}") for line in (" 7,", "s 8-9:", " 10:", " 11:")]
     assert positions == sorted(positions)
 
 

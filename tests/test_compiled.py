@@ -19,12 +19,14 @@ from tests.environments import Bandit
 # Compiling takes seconds; later runs on the same machine find PyTorch's cache on disk.
 pytestmark = pytest.mark.slow
 
-#: After 1, 10 and 100 updates on the same batches: two orders of rounding. A wrong formula shows at 1e-3, Adam's step.
-TOLERANCES = ((1, 1e-6), (9, 1e-6), (90, 1e-5))
+#: After 1, 10 and 100 updates on the same batches: two orders of rounding, which a ReLU at its
+#: corner can magnify. A wrong formula shows at 1e-3 in the first update already: the size of a step of Adam.
+TOLERANCES = ((1, 1e-6), (9, 1e-6), (90, 2e-4))
 
 #: Adam divides a gradient by its own size, so rounding where the true gradient is 0 (a unit that died, a key that never
 #: changes) becomes a step of full size; a larger eps keeps rounding what it is. With the default the test stops at 10.
 LARGE_EPS = {"optimizer_kwargs": {"eps": 1e-3}}
+SMALL = {"net_arch": [16], **LARGE_EPS}  # one hidden layer: compiling takes half the time of two
 SMALL_CNN = {"net_arch": [8], "features_extractor_kwargs": {"features_dim": 8}, **LARGE_EPS}
 
 
@@ -89,8 +91,8 @@ def train_both(plain: SimpleDDPG, fast: SimpleDDPG, updates: int, batch_size: in
 @pytest.mark.parametrize(
     ("env", "settings"),
     [
+        ("Pendulum-v1", {"policy_kwargs": {"net_arch": [16, 16]}}),
         ("Pendulum-v1", {}),
-        ("Pendulum-v1", {"policy_kwargs": {"net_arch": [32, 32], **LARGE_EPS}}),
         ("Pendulum-v1", {"policy_kwargs": {"net_arch": [16], "optimizer_class": th.optim.SGD}}),
         (
             "Pendulum-v1",
@@ -106,12 +108,12 @@ def train_both(plain: SimpleDDPG, fast: SimpleDDPG, updates: int, batch_size: in
         ),
         (
             "Pendulum-v1",
-            {"max_grad_norm": 0.5, "critic_learning_rate": 3e-3, "policy_kwargs": {"net_arch": [32], **LARGE_EPS}},
+            {"max_grad_norm": 0.5, "critic_learning_rate": 3e-3, "policy_kwargs": SMALL},
         ),
-        ("Pendulum-v1", {"n_steps": 3, "policy_kwargs": {"net_arch": [32], **LARGE_EPS}}),
+        ("Pendulum-v1", {"n_steps": 3, "policy_kwargs": SMALL}),
         (
             lambda: VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 2)),
-            {"policy_kwargs": {"net_arch": [32], **LARGE_EPS}},
+            {"policy_kwargs": SMALL},
         ),
         (
             make_images,
@@ -133,7 +135,8 @@ def train_both(plain: SimpleDDPG, fast: SimpleDDPG, updates: int, batch_size: in
 )
 def test_compiled_updates_give_the_plain_path_s_weights(env: Any, settings: dict[str, Any]):
     plain, fast = make_pair(env, **settings)
-    for updates, tolerance in TOLERANCES if settings else TOLERANCES[:2]:
+    default_eps = plain.actor.optimizer.defaults.get("eps") == 1e-8
+    for updates, tolerance in TOLERANCES[:2] if default_eps else TOLERANCES:
         assert train_both(plain, fast, updates) == updates, fast._compiled_updates().failure
         assert difference(plain, fast) < tolerance
         for name in ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation"):
@@ -196,7 +199,7 @@ def test_learning_compiled_equals_learning_plain():
     models = []
     for compile_updates in (False, True):
         model = SimpleDDPG(
-            "MlpPolicy", "Pendulum-v1", seed=1, compile_updates=compile_updates, policy_kwargs={"net_arch": [16, 16]}
+            "MlpPolicy", "Pendulum-v1", seed=1, batch_size=64, compile_updates=compile_updates, policy_kwargs=SMALL
         )
         models.append(model.learn(130))
     assert models[1]._compiled_updates()._functions
@@ -240,7 +243,7 @@ def test_a_failing_compiler_falls_back_to_the_plain_path_s_weights(tmp_path, mon
 
 def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
     model = SimpleDDPG(
-        "MlpPolicy", Bandit(), buffer_size=100, learning_starts=4, compile_updates=True, policy_kwargs={"net_arch": [8]}
+        "MlpPolicy", "Pendulum-v1", learning_starts=4, batch_size=64, compile_updates=True, policy_kwargs=SMALL
     )
     model.set_logger(configure(str(tmp_path), ["log"]))
     model.learn(5)

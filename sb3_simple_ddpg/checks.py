@@ -202,7 +202,7 @@ def advice(model: "SimpleDDPG") -> list[str]:
             f"batch_size={model.batch_size} is larger than buffer_size={model.buffer_size}: each batch holds the same "
             "transitions several times."
         )
-    widest_layer = max([0, *(layer.out_features for layer in model.actor.mu if isinstance(layer, th.nn.Linear))])
+    widest_layer = max([0, *(layer.out_features for layer in model.actor.modules() if isinstance(layer, th.nn.Linear))])
     if model.device.type == "cpu" and th.get_num_threads() > 1 and widest_layer <= 256:
         found.append(
             f"PyTorch uses {th.get_num_threads()} threads; networks as small as these are faster with one: "

@@ -34,4 +34,5 @@ class DenseLayers(nn.Sequential):
     @property
     def device(self) -> th.device:
         """Where the first layer's weight is."""
-        return next(iter(self._modules.values()))._parameters["weight"].device  # type: ignore[union-attr]  # never None
+        weight = next(iter(self._modules.values()))._parameters.get("weight")
+        return next(self.parameters()).device if weight is None else weight.device

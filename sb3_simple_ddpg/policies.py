@@ -80,7 +80,7 @@ class Actor(BasePolicy):
     @property
     def device(self) -> th.device:
         """Where the weights are; SB3 walks over all modules to find out, at every prediction."""
-        return self.mu.device
+        return self.mu.device if isinstance(self.mu, DenseLayers) else super().device
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         # The policy is deterministic; the flag exists in SB3's interface for stochastic ones.

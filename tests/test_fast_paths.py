@@ -91,6 +91,17 @@ def test_predict_gives_sb3_s_bits_without_sb3_s_general_way(batch: bool, monkeyp
     assert action.dtype == expected.dtype
 
 
+@pytest.mark.parametrize("layers", [nn.Sequential, DenseLayers])
+def test_layers_of_the_user_s_own_predict(layers: type[nn.Sequential]):
+    model = make_model()
+    model.actor.mu = layers(nn.Identity(), nn.Linear(3, 1), nn.Tanh())
+    observation = np.eye(3, dtype=np.float32)
+    expected = model.actor.mu(th.as_tensor(observation)).detach().numpy()
+    # The action range is [-1, 1], so the map changes the last bit at most.
+    assert model.predict(observation)[0] == pytest.approx(expected, abs=1e-6)
+    assert model.actor.device == th.device("cpu")
+
+
 @pytest.mark.parametrize("shape", [(2,), (1, 2), (1, 1, 3)])
 def test_predict_of_a_wrong_shape_gives_sb3_s_error(shape: tuple[int, ...]):
     model = make_model()

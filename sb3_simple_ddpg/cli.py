@@ -287,10 +287,10 @@ def _assign(arguments: dict[str, Any], assignment: str) -> None:
         raise ValueError(f"--set takes name=value, got {assignment!r}: --set gamma=0.98, for example.")
     name, *keys = name.strip().split(".")
     known = [known for known in inspect.signature(SimpleDDPG).parameters if known not in ("env", "_init_setup_model")]
-    for elsewhere in ("seed", "device"):
-        known.remove(elsewhere)
-        if name == elsewhere:
-            raise ValueError(f"--set {name} would say it twice: use --{name} {text}.")
+    options = {"seed": f"--seed {text}", "device": f"--device {text}", "tensorboard_log": "--tensorboard"}
+    if name in options:
+        raise ValueError(f"--set {name} would say it twice: use {options[name]}.")
+    known = [argument for argument in known if argument not in options]
     if name not in known and name not in checks.FOREIGN_ARGUMENTS:
         raise ValueError(f"SimpleDDPG has no argument {name!r}: {checks.did_you_mean(name, known)}")
     target, key = arguments, name

@@ -73,7 +73,7 @@ class Competitor:
                 raise RuntimeError(f"nothing was compiled: {'no update' if compiled is None else compiled.failure}")
         seconds = self.train_seconds
         compile_seconds = sum(seconds) - len(seconds) * median(seconds) if seconds else None
-        return {"compile_s": compile_seconds, "versions": _versions()}
+        return {"compile_s": compile_seconds, "versions": _versions(job["kind"])}
 
     def measure(self, amount: int) -> dict[str, Any]:
         """
@@ -356,8 +356,10 @@ def _module(kind: str) -> ModuleType:
     return importlib.import_module("stable_baselines3.td3.td3" if kind == SB3 else "sb3_simple_ddpg.simple_ddpg")
 
 
-def _versions() -> dict[str, str]:
-    names = ("sb3-simple-ddpg", "stable-baselines3", "torch", "gymnasium", "numpy", "mujoco", "sbx-rl", "jax")
+def _versions(kind: str) -> dict[str, str]:
+    # SBX runs without our package; where it is started in our checkout, metadata of ours may lie about.
+    ours = () if kind == SBX else ("sb3-simple-ddpg",)
+    names = (*ours, "stable-baselines3", "torch", "gymnasium", "numpy", "mujoco", "sbx-rl", "jax")
     found = {name for name in names if next(iter(metadata.distributions(name=name)), None)}
     return {"python": sys.version.split()[0], **{name: metadata.version(name) for name in names if name in found}}
 

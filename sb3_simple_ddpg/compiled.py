@@ -136,16 +136,19 @@ class CompiledUpdates:
         inputs = (
             self._actor, self._critic, self._actor_target, self._critic_target, self._states, rates, tau, discounts,
         )  # fmt: skip
-        statistics: th.Tensor = self._call(settings, update, inputs, batch, [*self._adam_inputs, tau, discounts])
+        statistics: th.Tensor = self._ready(settings, update, inputs, batch, [*self._adam_inputs, tau, discounts])()
         return statistics
 
     def _step(self, batch: ReplayBufferSamples, discounts: th.Tensor) -> th.Tensor:
         """Losses and gradients compiled; clipping and the optimizers as they are."""
         model = self.model
         inputs = (self._critic, self._actor_target, self._critic_target, discounts)
-        gradients, of_critic = self._call("critic", self._critic_gradients, inputs, batch)
+        # Both are compiled before a weight moves: if one fails, the plain path takes the whole step.
+        critic_gradients = self._ready("critic", self._critic_gradients, inputs, batch)
+        actor_gradients = self._ready("actor", self._actor_gradients, (self._actor, self._critic), batch)
+        gradients, of_critic = critic_gradients()
         self._apply(model.critic, self._learning["critic"], gradients)
-        gradients, of_actor = self._call("actor", self._actor_gradients, (self._actor, self._critic), batch)
+        gradients, of_actor = actor_gradients()
         self._apply(model.actor, self._learning["actor"], gradients)
         soft_update(model._weights["critic"], model._weights["critic_target"], model.tau)
         soft_update(model._weights["actor"], model._weights["actor_target"], model.tau)
@@ -193,34 +196,39 @@ class CompiledUpdates:
         gradients, (value, saturation) = grad_and_value(loss, has_aux=True)(learning)
         return _contiguous(gradients), th.stack([value, saturation])
 
-    def _call(
+    def _ready(
         self,
         name: object,
         function: Callable[..., Any],
         inputs: tuple[Any, ...],
         batch: ReplayBufferSamples,
         leaves: Tensors | None = None,
-    ) -> Any:  # noqa: ANN401 - the function's own
+    ) -> Callable[[], Any]:
         """
-        Call `function(*inputs, batch)` compiled; compile it first for a batch of another shape than those seen.
+        Compile `function(*inputs, batch)`, unless that was done for a batch of this size.
 
         :param leaves: the tensors in `inputs`, where they are known already: collecting them takes time
+        :return: the call of it, with the values that the inputs have by then
         """
         fields = batch.observations, batch.actions, batch.next_observations, batch.dones, batch.rewards
         flat = isinstance(batch.observations, th.Tensor)
         leaves = pytree.tree_leaves(inputs) if leaves is None else leaves
         leaves = [*leaves, *(fields if flat else pytree.tree_leaves(fields))]
         key = (name, len(batch.rewards), batch.discounts is None)
-        with th.no_grad():
-            if key not in self._functions:
-                started = time.perf_counter()
-                structure = pytree.tree_structure((*inputs, fields))
-                with warnings.catch_warnings(action="ignore"):  # PyTorch's compiler warns of PyTorch's own parts
-                    self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)
-                self.seconds += time.perf_counter() - started
-                self.model.logger.info(f"Compiled the update ({self.seconds:.1f} s so far).")
-            with _flushed_denormals():
+        if key not in self._functions:
+            started = time.perf_counter()
+            structure = pytree.tree_structure((*inputs, fields))
+            # PyTorch's compiler warns of PyTorch's own parts.
+            with th.no_grad(), warnings.catch_warnings(action="ignore"):
+                self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)
+            self.seconds += time.perf_counter() - started
+            self.model.logger.info(f"Compiled the update ({self.seconds:.1f} s so far).")
+
+        def call() -> Any:  # noqa: ANN401 - the function's own
+            with th.no_grad(), _flushed_denormals():
                 return self._functions[key](*leaves)
+
+        return call
 
 
 def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.TreeSpec) -> Callable[..., Any]:

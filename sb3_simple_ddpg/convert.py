@@ -22,14 +22,14 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule, check_for_correct_spaces, get_device
 from stable_baselines3.ddpg import DDPG
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_simple_ddpg.exploration import GaussianNoise, make_action_noise
-from sb3_simple_ddpg.simple_ddpg import SelfSimpleDDPG, SimpleDDPG
+from sb3_simple_ddpg.simple_ddpg import SelfSimpleDDPG, SimpleDDPG, own_copy
 
 Algorithm = TypeVar("Algorithm", bound=OffPolicyAlgorithm)
 
@@ -37,8 +37,6 @@ Algorithm = TypeVar("Algorithm", bound=OffPolicyAlgorithm)
 _LATER = {"observation_space", "action_space", "n_envs", "lr_schedule", "_logger"}
 # What is not copied: what lies outside the agent, and schedules that a callback may steer.
 _SHARED = ("env", "_vec_normalize_env", "_logger", "observation_space", "action_space", "learning_rate", "lr_schedule")
-# How an optimizer computes its step, not which: each side keeps its own.
-_OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 
 
 def from_sb3(
@@ -174,12 +172,9 @@ def _rebuild(algorithm: type[Algorithm], state: dict[str, Any], parameters: dict
     elif isinstance(buffer, NStepReplayBuffer):
         buffer.gamma = converted.gamma  # the buffer's own, which only SimpleDDPG.train keeps up to date
 
-    # An optimizer takes the very tensors that it is given: without a copy both agents would move the same moments.
-    parameters = deepcopy(parameters)
+    # Without a copy both agents would move the same moments.
+    parameters = own_copy(converted, parameters)
     for name in ("actor.optimizer", "critic.optimizer"):
-        own_groups = recursive_getattr(converted, name).param_groups
-        for group, own_group in zip(parameters[name]["param_groups"], own_groups, strict=True):
-            group.update({flag: own_group[flag] for flag in _OPTIMIZER_FLAGS if flag in own_group})
         for moments in parameters[name]["state"].values():
             if isinstance(moments.get("step"), th.Tensor):
                 moments["step"] = moments["step"].cpu()  # a fused optimizer takes it to the device by itself

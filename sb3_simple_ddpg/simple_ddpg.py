@@ -73,9 +73,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
     :param critic_learning_rate: of the critic, where it differs from `learning_rate`; a number or a schedule
     :param max_grad_norm: largest norm of each network's gradient; None: no limit
     :param stats_window_size: number of episodes in the logged means
-    :param compile_updates: run the update as compiled code, several times as fast for small networks; compiling takes
-        10 to 30 seconds the first time and needs a C++ compiler (g++); where it fails, the log says why and the plain
-        path goes on
+    :param compile_updates: run the update as compiled code, about twice as fast for small networks; compiling takes 10
+        to 30 seconds the first time and needs a C++ compiler (g++); where it fails, the log says why and the plain path
+        goes on
     :param on_non_finite: "stop": a loss that is not finite raises FloatingPointError; "skip" is not available yet
     :raises ValueError: for a value, space or combination that cannot work, with the cure
     :raises TypeError: for an argument of the wrong type, or of another algorithm, with the algorithm that has it
@@ -427,13 +427,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         parameters: Any = load_path_or_dict
         if not isinstance(parameters, dict):
             _, parameters, _ = load_from_zip_file(parameters, device=device, load_data=False)
-        # PyTorch's optimizers keep the very tensors of a state that they load, and take its flags for their own.
-        parameters = deepcopy(parameters)
-        for name in ("actor.optimizer", "critic.optimizer"):
-            own_groups = recursive_getattr(self, name).param_groups
-            for group, own in zip(parameters.get(name, {}).get("param_groups", []), own_groups, strict=False):
-                group.update({flag: own[flag] for flag in ("fused", "foreach") if flag in own})
-        super().set_parameters(parameters, exact_match, device)
+        super().set_parameters(own_copy(self, parameters), exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
@@ -443,6 +437,23 @@ class SimpleDDPG(OffPolicyAlgorithm):
         return ["policy", "actor.optimizer", "critic.optimizer"], []
 
 
+def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str, Any]:
+    """
+    PyTorch's optimizers keep the very tensors of a state that they load, and take its flags for their own.
+
+    :param model: the agent that is to load
+    :param parameters: what `get_parameters` of an agent gave; stays as it is
+    :return: a copy, with the flags of this agent's optimizers: how they compute a step, not which
+    """
+    parameters = deepcopy(parameters)
+    for name in ("actor.optimizer", "critic.optimizer"):
+        own_groups = recursive_getattr(model, name).param_groups
+        for group, own in zip(parameters.get(name, {}).get("param_groups", []), own_groups, strict=False):
+            group.update({flag: own[flag] for flag in _OPTIMIZER_FLAGS if flag in own})
+    return parameters
+
+
+_OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 _STATISTICS = ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation")
 
 

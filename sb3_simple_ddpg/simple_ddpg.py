@@ -22,7 +22,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict, TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TensorDict, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -91,6 +91,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
     actor_target: Actor
     critic: Critic
     critic_target: Critic
+    #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
+    _boundary: int | None = None
 
     @checks.explain_foreign_arguments
     def __init__(
@@ -323,7 +325,19 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :param progress_bar: show one
         :return: the algorithm itself
         """
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        try:
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
+        finally:
+            self._boundary = None
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
+        """Lines 4 to 6 of Algorithm 1, `train_freq` times: SB3's. Between two rollouts a checkpoint may be saved."""
+        self._boundary = self.num_timesteps
+        rollout = super().collect_rollouts(*args, **kwargs)
+        self._boundary = self.num_timesteps
+        return rollout
 
     def _setup_learn(
         self,
@@ -396,6 +410,40 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
         return from_sb3(cls, model_or_zip, env)
 
+    def save_checkpoint(self, folder: str | Path, keep_last: int = 3) -> Path:
+        """
+        Write all that `resume` needs to `folder/step_<n>`; every environment starts a new episode afterwards.
+
+        :param folder: of this run alone, made if need be
+        :param keep_last: number of newest checkpoints to keep
+        :return: the checkpoint
+        :raises ValueError: in the middle of a rollout, or for a replay buffer that cannot be stored
+        :raises OSError: when it cannot be written; what lay in the folder is still there
+        """
+        from sb3_simple_ddpg.checkpoint import save_checkpoint
+
+        return save_checkpoint(self, folder, keep_last)
+
+    @classmethod
+    def resume(
+        cls: type[SelfSimpleDDPG],
+        folder: str | Path,
+        env: GymEnv | str,
+        device: th.device | str | None = None,
+    ) -> SelfSimpleDDPG:
+        """
+        The model of the newest complete checkpoint; `learn(n, reset_num_timesteps=False)` goes on exactly.
+
+        :param folder: that `save_checkpoint` wrote to, or one checkpoint in it
+        :param env: built as for training; neither stepped nor reset here, but given its random states and statistics
+        :param device: None: the one of the stored model, where there is one
+        :return: the model
+        :raises ValueError: when there is no complete checkpoint, or the environment is not as for training
+        """
+        from sb3_simple_ddpg.checkpoint import resume
+
+        return resume(cls, folder, env, device)
+
     def to_sb3(self) -> "DDPG":
         """
         Give the agent back to SB3: weights, optimizer states, replay buffer, counters and settings.
@@ -431,7 +479,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_weights", "_compiled"]
+        return [*super()._excluded_save_params(), *networks, "_weights", "_compiled", "_boundary"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []

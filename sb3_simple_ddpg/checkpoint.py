@@ -23,13 +23,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_simple_ddpg.storage import CheckpointError, check_buffer, decode, encode, read_buffer, write_buffer
+from sb3_simple_ddpg.storage import (
+    CheckpointError,
+    check_buffer,
+    cut_episodes,
+    decode,
+    encode,
+    read_buffer,
+    write_buffer,
+)
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -184,24 +190,6 @@ def newest_checkpoint(folder: str | Path) -> Path:
     raise CheckpointError(
         "; ".join(problems) + "." if problems else f"{folder} holds no checkpoint: name the folder that was saved to."
     )
-
-
-def cut_episodes(replay_buffer: ReplayBuffer) -> None:
-    """
-    Mark the last stored transition of each environment as the one at which a time limit struck.
-
-    :param replay_buffer: of SB3; one that does not tell time limits from terminal states takes this as it takes those
-    """
-    if replay_buffer.size() == 0:
-        return
-    if isinstance(replay_buffer, HerReplayBuffer):
-        with warnings.catch_warnings(action="ignore"):  # it tells the user to do what is done here on purpose
-            replay_buffer.truncate_last_trajectory()
-    last = replay_buffer.pos - 1  # -1 is the last row of a buffer that is full
-    going_on = replay_buffer.dones[last] == 0
-    replay_buffer.dones[last, going_on] = 1
-    if replay_buffer.handle_timeout_termination:
-        replay_buffer.timeouts[last, going_on] = 1
 
 
 def _start_episodes_anew(model: "SimpleDDPG") -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -20,6 +21,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from sb3_simple_ddpg.exploration import noise_scale
 
 if TYPE_CHECKING:
+    from sb3_simple_ddpg.policies import DDPGPolicy
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 P = ParamSpec("P")
@@ -31,7 +33,10 @@ class UnsupportedError(ValueError, AssertionError):
 
 
 class NonFiniteError(FloatingPointError, ValueError):
-    """A loss that is NaN or infinite. Also a ValueError, since RL Zoo's search gives a trial up at that one only."""
+    """A number that is NaN or infinite. Also a ValueError, since RL Zoo's search gives a trial up at that one only."""
+
+    #: Whether the message has timestep and ranges, and a diagnosis was written.
+    reported = False
 
 
 _TD3 = "stable_baselines3.TD3 has it (twin critics, delayed updates, target smoothing)"
@@ -133,6 +138,34 @@ def check_extractor(
             f"CnnPolicy needs images (three axes, uint8 in [0, 255]), got {observation_space}: use MlpPolicy, or "
             "policy_kwargs=dict(normalize_images=False) for images in another range."
         )
+
+
+def check_actions(policy: "DDPGPolicy", observation: object, actions: npt.NDArray[Any]) -> None:
+    """
+    :param policy: that gave the actions
+    :param observation: s, one or a batch
+    :param actions: for the environment
+    :raises NonFiniteError: when an action is NaN, with what made it so
+    """
+    # The sum of squares in one fast call; actions have finite bounds, so only NaN can make it anything else.
+    if math.isfinite(np.vdot(actions, actions)) or np.isfinite(actions).all():
+        return
+    for name, weight in policy.actor.named_parameters():
+        if not th.isfinite(weight).all():
+            raise NonFiniteError(
+                f"The actor's weights are not finite ({name}), so it has no action: load an earlier model or "
+                "checkpoint."
+            )
+    parts = observation.items() if isinstance(observation, Mapping) else [("", observation)]
+    for key, values in parts:
+        with np.errstate(over="ignore"):
+            found = np.asarray(values, np.float32)  # what the network sees
+        if not np.isfinite(found).all():
+            raise NonFiniteError(
+                f"The observation{f' {key!r}' if key else ''} is not finite in float32: {values}. The actor has no "
+                "action for it."
+            )
+    raise NonFiniteError(f"The actor's action is {actions}, though weights and observation are finite: too large?")
 
 
 def check_hyperparameters(model: "SimpleDDPG") -> None:

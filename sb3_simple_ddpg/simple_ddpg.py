@@ -29,8 +29,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
+from sb3_simple_ddpg.guards import NonFiniteGuard
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
 from sb3_simple_ddpg.sampling import sample_batches
+from sb3_simple_ddpg.storage import cut_episodes
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
@@ -76,7 +78,10 @@ class SimpleDDPG(OffPolicyAlgorithm):
     :param compile_updates: run the update as compiled code, about twice as fast for small networks; compiling takes 10
         to 30 seconds the first time and needs a C++ compiler (g++); where it fails, the log says why and the plain path
         goes on
-    :param on_non_finite: "stop": a loss that is not finite raises FloatingPointError; "skip" is not available yet
+    :param on_non_finite: "stop": the first NaN or infinity in an observation, reward, action, loss or gradient raises
+        FloatingPointError, with the weights of before that call of `train`; "skip": a batch that gives one changes
+        nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
+        `rollout/n_skipped`)
     :raises ValueError: for a value, space or combination that cannot work, with the cure
     :raises TypeError: for an argument of the wrong type, or of another algorithm, with the algorithm that has it
     """
@@ -125,8 +130,6 @@ class SimpleDDPG(OffPolicyAlgorithm):
         compile_updates: bool = False,
         on_non_finite: str = "stop",
     ) -> None:
-        if on_non_finite == "skip":
-            raise NotImplementedError("on_non_finite='skip' is not available yet: use 'stop'.")
         try:
             super().__init__(
                 policy,
@@ -206,6 +209,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
         self._weights = _weights(self.policy)
         self._compiled: CompiledUpdates | None = None
+        self._guard = NonFiniteGuard(self)
         if not hasattr(self, "_logger"):
             self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
 
@@ -221,13 +225,14 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :param gradient_steps: how often
         :param batch_size: B, number of transitions in each batch
         :raises ValueError: when the replay buffer is empty
-        :raises FloatingPointError: when a loss is not finite
+        :raises FloatingPointError: when a loss or gradient is not finite; the weights are then as before
         """
         self._prepare_updates()
         compiled = self._compiled_updates() if self.compile_updates else None
-        weights, statistics = self._weights, []
+        weights, statistics = self._weights, list[th.Tensor]()
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
-        for batch in sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env):
+        batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
+        for batch in self._guard.watched(batches, statistics):
             if compiled is not None and (compiled_statistics := compiled.step(batch)) is not None:
                 statistics.append(compiled_statistics)  # lines 8-11 ran as compiled code: compiled.py
                 continue
@@ -291,19 +296,15 @@ class SimpleDDPG(OffPolicyAlgorithm):
             return
         self._n_updates += len(statistics)
         mean = statistics[0] if len(statistics) == 1 else th.stack(statistics).mean(dim=0)
-        means = dict(zip(_STATISTICS, mean.tolist(), strict=True))
+        *values, found = th.cat([mean, self._guard.found()]).tolist()
+        means = dict(zip(_STATISTICS, values, strict=True))
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         scale = noise_scale(self.action_noise)
         if scale is not None:
             self.logger.record("train/noise_scale", scale)
-        for name in ("critic_loss", "actor_loss"):
-            if not abs(means[name]) < float("inf"):
-                raise checks.NonFiniteError(
-                    f"{name} is {means[name]} at timestep {self.num_timesteps}, gradient step {self._n_updates}: look "
-                    "for NaN or infinity in observations and rewards, or lower the learning rate."
-                )
+        self._guard.check(statistics, means, found)
 
     def learn(
         self: SelfSimpleDDPG,
@@ -329,6 +330,10 @@ class SimpleDDPG(OffPolicyAlgorithm):
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             )
+        except checks.NonFiniteError as error:
+            if error.reported:
+                raise
+            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}", "") from error
         finally:
             self._boundary = None
 
@@ -353,6 +358,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        assert self._last_obs is not None
+        self._guard.check_first(self._last_obs)
         if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         if self.verbose >= 1:
@@ -381,13 +388,29 @@ class SimpleDDPG(OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy of what these two buffers do not write to."""
+        over = dones.any()
+        if not self._guard.accepts(buffer_action, new_obs, reward, infos if over else None):
+            self._skip_transition(replay_buffer, new_obs)
+            return
         copies_itself = type(replay_buffer) in (ReplayBuffer, NStepReplayBuffer)
-        if not copies_itself or self._vec_normalize_env is not None or dones.any():
+        if not copies_itself or self._vec_normalize_env is not None or over:
             super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
             return
         self._last_original_obs = self._last_obs
         replay_buffer.add(self._last_obs, new_obs, buffer_action, reward, dones, infos)  # type: ignore[arg-type]  # as SB3 does
         self._last_obs = new_obs
+
+    def _skip_transition(
+        self, replay_buffer: ReplayBuffer, new_obs: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+    ) -> None:
+        """With `on_non_finite="skip"`: n-step returns and HER must not join what was on either side."""
+        cut_episodes(replay_buffer)
+        normalizer = self._vec_normalize_env
+        if normalizer is None:
+            self._last_obs = self._guard.skip(new_obs)
+        else:
+            self._last_original_obs = self._guard.skip(normalizer.old_obs)
+            self._last_obs = normalizer.normalize_obs(self._last_original_obs)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -479,7 +502,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_weights", "_compiled", "_boundary"]
+        return [*super()._excluded_save_params(), *networks, "_weights", "_compiled", "_boundary", "_guard"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []

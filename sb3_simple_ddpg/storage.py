@@ -5,6 +5,7 @@ Not here: which files a checkpoint is made of, and that none is ever half writte
 
 import base64
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,24 @@ _SETTINGS = frozenset(
 )
 _ROWS = ("actions", "rewards", "dones", "timeouts", "ep_start", "ep_length")
 _STORED = frozenset({"pos", "full", "observations", "next_observations", "infos", "_current_ep_start", *_ROWS})
+
+
+def cut_episodes(replay_buffer: ReplayBuffer) -> None:
+    """
+    Mark the last stored transition of each environment as the one at which a time limit struck.
+
+    :param replay_buffer: of SB3; one that does not tell time limits from terminal states takes this as it takes those
+    """
+    if replay_buffer.size() == 0:
+        return
+    if isinstance(replay_buffer, HerReplayBuffer):
+        with warnings.catch_warnings(action="ignore"):  # it tells the user to do what is done here on purpose
+            replay_buffer.truncate_last_trajectory()
+    last = replay_buffer.pos - 1  # -1 is the last row of a buffer that is full
+    going_on = replay_buffer.dones[last] == 0
+    replay_buffer.dones[last, going_on] = 1
+    if replay_buffer.handle_timeout_termination:
+        replay_buffer.timeouts[last, going_on] = 1
 
 
 def check_buffer(replay_buffer: ReplayBuffer | None) -> None:

@@ -22,13 +22,22 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TensorDict, TrainFreq
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    RolloutReturn,
+    Schedule,
+    TensorDict,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
+from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
 from sb3_simple_ddpg.sampling import sample_batches
@@ -98,6 +107,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
     critic_target: Critic
     #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
     _boundary: int | None = None
+    _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     @checks.explain_foreign_arguments
     def __init__(
@@ -325,11 +335,15 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :param reset_num_timesteps: False goes on counting where an earlier call stopped
         :param progress_bar: show one
         :return: the algorithm itself
+        :raises FloatingPointError: when an observation, reward, action, loss or gradient is not finite
+        :raises DeadEnvironmentError: when the process of an environment has ended
+        :raises ValueError: for an observation that is not of the environment's space
         """
         try:
-            return super().learn(
-                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-            )
+            with watched_environments(self):
+                return super().learn(
+                    total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+                )
         except checks.NonFiniteError as error:
             if error.reported:
                 raise
@@ -360,6 +374,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         )
         assert self._last_obs is not None
         self._guard.check_first(self._last_obs)
+        self._last_end = self._episode_num, self.num_timesteps
         if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         if self.verbose >= 1:
@@ -377,6 +392,19 @@ class SimpleDDPG(OffPolicyAlgorithm):
         actions = self.policy.scale_action(unscaled_actions) + action_noise()
         actions = np.minimum(np.maximum(actions, -1), 1)
         return self.policy.unscale_action(actions), actions
+
+    def _on_step(self) -> None:
+        """To wait for the end of an episode that never ends would be for ever, whatever `total_timesteps` says."""
+        if self._train_freq.unit is not TrainFrequencyUnit.EPISODE:
+            return
+        if self._last_end[0] != self._episode_num:
+            self._last_end = self._episode_num, self.num_timesteps
+        waited = self.num_timesteps - self._last_end[1]
+        if waited > max(_PATIENCE, 2 * self._total_timesteps):
+            raise RuntimeError(
+                f"No episode has ended for {waited} timesteps, and train_freq=({self._train_freq.frequency}, "
+                "'episode') waits for that: use train_freq=(n, 'step'), or gymnasium.wrappers.TimeLimit."
+            )
 
     def _store_transition(
         self,
@@ -524,6 +552,7 @@ def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str,
     return parameters
 
 
+_PATIENCE = 100_000  # timesteps of one episode, at least
 _OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 _STATISTICS = ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation")
 

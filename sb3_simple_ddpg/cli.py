@@ -295,7 +295,7 @@ def benchmark(
 def main(args: list[str] | None = None) -> int:
     """
     :param args: of the command line; None takes the process's own
-    :return: exit status: 0 for success, 2 for a mistake of the user's, 130 after Ctrl-C
+    :return: exit status: 0 for success, 1 when training failed, 2 for a mistake of the user's, 130 after Ctrl-C
     """
     commands: dict[str, Callable[..., Any]] = {
         "train": train,

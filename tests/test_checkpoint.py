@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pandas
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -27,7 +28,7 @@ from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_simple_ddpg import SimpleDDPG, checkpoint
+from sb3_simple_ddpg import SimpleDDPG, checkpoint, cli
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.storage import CheckpointError, read_buffer
 from tests.environments import Bandit, Chain
@@ -50,6 +51,9 @@ class Walk(gym.Env[Any, np.ndarray]):
         self.state = self.state + 0.3 * action + 0.1 * self.np_random.normal(size=2)
         self.steps += 1
         return self.state.copy(), -float(np.square(self.state).sum()), False, self.steps == 9, {}
+
+
+gym.register("TestWalk-v0", Walk, max_episode_steps=10)
 
 
 def walks(n_envs: int) -> DummyVecEnv:
@@ -632,6 +636,85 @@ def test_normaliser_of_other_keys_is_refused(tmp_path):
     SimpleDDPG("MultiInputPolicy", env(["a"]), **settings(policy_kwargs=SMALL_COMBINED)).save_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="has statistics of returns, observations:a, the environment's of returns, o"):
         SimpleDDPG.resume(tmp_path, env(["b"]))
+
+
+# --- command line --------------------------------------------------------------------------------------------------
+
+
+class CtrlC(gym.Wrapper[Any, Any, Any, Any]):
+    """Ctrl-C at one step, counted over all environments."""
+
+    at, steps = 0, 0
+
+    def step(self, action: np.ndarray) -> Any:
+        CtrlC.steps += 1
+        if CtrlC.steps == CtrlC.at:
+            raise KeyboardInterrupt
+        return super().step(action)
+
+
+def logs(folder: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Without times, which no two runs share."""
+    monitor = pandas.read_csv(folder / "monitor.csv", skiprows=1).drop(columns="t")
+    progress = pandas.read_csv(folder / "progress.csv").drop(columns=["time/fps", "time/time_elapsed"])
+    return monitor, progress[sorted(progress.columns)]
+
+
+@pytest.mark.parametrize("budget", [["--episodes", "34"], ["--timesteps", "340"]], ids=["episodes", "timesteps"])
+def test_command_line_resumes_a_run_exactly(tmp_path, monkeypatch, capsys, budget):
+    small = ["--set", "policy_kwargs.net_arch=[8]", "learning_starts=20", "batch_size=8", "buffer_size=500"]
+    wrapper = ["--wrapper", "tests.test_checkpoint.CtrlC", "--n-envs", "2", "--normalize"]
+    train = ["train", "--env", "TestWalk-v0", *budget, *wrapper, *small, "--eval-episodes", "1"]
+    train += ["--checkpoint-every", "100", "--out"]
+    assert cli.main([*train, str(tmp_path / "uninterrupted")]) == 0
+    # Random play before training takes 20 episodes of 9 steps.
+    for name, value in (("steps", 0), ("at", 180 + 277)):
+        monkeypatch.setattr(CtrlC, name, value)
+    folder = tmp_path / "interrupted"
+    assert cli.main([*train, str(folder)]) == 130
+    assert f"simple-ddpg train --resume {folder}" in capsys.readouterr().out
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_100", "step_200"]
+    scramble()
+    assert cli.main(["train", "--resume", str(folder), "--eval-episodes", "1"]) == 0
+    assert "Going on at timestep 200 of 340" in capsys.readouterr().out
+    models = [SimpleDDPG.load(tmp_path / name / "model.zip") for name in ("interrupted", "uninterrupted")]
+    assert models[0].num_timesteps == models[1].num_timesteps
+    for resumed, expected in zip(*[model.policy.state_dict().values() for model in models], strict=True):
+        assert th.equal(resumed, expected)
+    for resumed, expected in zip(*[logs(tmp_path / name) for name in ("interrupted", "uninterrupted")], strict=True):
+        pandas.testing.assert_frame_equal(resumed, expected)
+    assert (folder / "vecnormalize.pkl").exists()
+    # Resumed once more, it does what came after its newest checkpoint again, and nothing is logged twice.
+    assert cli.main(["train", "--resume", str(folder), "--eval-episodes", "1"]) == 0
+    for resumed, expected in zip(*[logs(tmp_path / name) for name in ("interrupted", "uninterrupted")], strict=True):
+        pandas.testing.assert_frame_equal(resumed, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--env", "TestBandit-v0"], "leave out --env"),
+        (["--timesteps", "10"], "leave out --timesteps"),
+        (["--checkpoint-every", "10"], "leave out --checkpoint-every"),
+        ([], "holds no readable config.json"),
+    ],
+)
+def test_resume_refuses_other_settings_and_folders_without_a_run(tmp_path, capsys, arguments, complaint):
+    assert cli.main(["train", "--resume", str(tmp_path), *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_resume_of_a_run_without_checkpoints_says_how_to_get_them(tmp_path, capsys):
+    small = ["--set", "policy_kwargs.net_arch=[8]", "learning_starts=20", "batch_size=8", "buffer_size=500"]
+    out = str(tmp_path / "run")
+    train = ["train", "--env", "TestBandit-v0", "--timesteps", "30", *small, "--eval-episodes", "0", "--out", out]
+    assert cli.main(train) == 0
+    assert cli.main(["train", "--resume", out]) == 2
+    assert (
+        "holds no checkpoint: name the folder that was saved to. Checkpoints are written by" in capsys.readouterr().err
+    )
+    assert cli.main([*train, "--overwrite", "--checkpoint-every", "0"]) == 2
+    assert "--checkpoint-every must be at least 1, got 0" in capsys.readouterr().err
 
 
 # --- time ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -17,6 +18,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_simple_ddpg.exploration import noise_scale
 
@@ -178,13 +180,14 @@ def check_hyperparameters(model: "SimpleDDPG") -> None:
     _check_range("gamma", model.gamma, 0, 1, "0.99 for example")
     for name in ("batch_size", "buffer_size", "n_steps"):
         _check_count(name, getattr(model, name), 1)
+    _check_count("stats_window_size", model._stats_window_size, 1)
     _check_count("learning_starts", model.learning_starts, 0)
     _check_count("gradient_steps", model.gradient_steps, -1)
     for name in ("learning_rate", "critic_learning_rate"):
         rate = getattr(model, name)
         if callable(rate):
             rate = rate(1.0)
-        if rate is not None:
+        if rate is not None or name == "learning_rate":
             _check_range(name, rate, 0, math.inf, "1e-3 for example")
     if model.max_grad_norm is not None:
         _check_range("max_grad_norm", model.max_grad_norm, 0, math.inf, "None for no clipping, 1.0 for example")
@@ -194,9 +197,58 @@ def check_hyperparameters(model: "SimpleDDPG") -> None:
             )
     if model.on_non_finite not in ("stop", "skip"):
         raise ValueError(f"on_non_finite must be 'stop' or 'skip', got {model.on_non_finite!r}.")
+    if model.tensorboard_log is not None and not isinstance(model.tensorboard_log, str | os.PathLike):
+        raise TypeError(f"tensorboard_log must be a folder or None, got {model.tensorboard_log!r}.")
+    _check_net_arch(model.policy_kwargs.get("net_arch"))
+    if isinstance(model.train_freq, tuple) and len(model.train_freq) != 2:
+        raise ValueError(f"train_freq must be a number or (number, unit), got {model.train_freq}: (1, 'episode').")
     frequency = model.train_freq[0] if isinstance(model.train_freq, tuple) else model.train_freq
     if isinstance(frequency, int):  # SB3 itself refuses other types and unknown units
         _check_count("train_freq", frequency, 1)
+
+
+def _check_net_arch(net_arch: object) -> None:
+    parts = net_arch.values() if isinstance(net_arch, dict) else [net_arch]
+    if net_arch is None:
+        return
+    if isinstance(net_arch, dict) and net_arch.keys() != {"pi", "qf"}:
+        raise UnsupportedError(f"net_arch must have the keys 'pi' (actor) and 'qf' (critic), got {net_arch}.")
+    for layers in parts:
+        if not isinstance(layers, list):
+            raise UnsupportedError(
+                f"The net_arch can only contain be a list of ints or a dict, got {net_arch!r}: [256, 256], for example."
+            )
+        for units in layers:
+            _check_count("net_arch: the units of a layer", units, 1)
+
+
+def check_device(device: object) -> None:
+    """
+    :param device: of the networks
+    :raises ValueError: for one that PyTorch does not know
+    """
+    try:
+        th.device("cpu" if device == "auto" else device)  # type: ignore[call-overload]  # that is the question
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be 'auto', 'cpu', 'cuda' or another of PyTorch's, got {device!r}: {error}"
+        ) from None
+
+
+def check_wrappers(env: VecEnv) -> None:
+    """
+    :param env: with all its wrappers
+    :raises UnsupportedError: for a VecFrameStack around a VecNormalize, whose raw observations are not stacked
+    """
+    stacked = False
+    while isinstance(env, VecEnvWrapper):
+        if stacked and isinstance(env, VecNormalize):
+            raise UnsupportedError(
+                "VecFrameStack stands around VecNormalize, and the replay buffer keeps observations as they were "
+                "before VecNormalize, which are not stacked there: write VecNormalize(VecFrameStack(env, n))."
+            )
+        stacked = stacked or isinstance(env, VecFrameStack)
+        env = env.venv
 
 
 def check_train_freq(train_freq: TrainFreq, n_envs: int) -> None:

@@ -140,6 +140,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         compile_updates: bool = False,
         on_non_finite: str = "stop",
     ) -> None:
+        checks.check_device(device)
+        if env is None and _init_setup_model:
+            raise TypeError("env must be an environment or the name of one, got None.")
         try:
             super().__init__(
                 policy,
@@ -192,6 +195,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         checks.check_action_space(vec_env.action_space)
+        checks.check_wrappers(vec_env)
         return vec_env
 
     def _setup_model(self) -> None:

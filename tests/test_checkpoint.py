@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -715,6 +716,22 @@ def test_resume_of_a_run_without_checkpoints_says_how_to_get_them(tmp_path, caps
     )
     assert cli.main([*train, "--overwrite", "--checkpoint-every", "0"]) == 2
     assert "--checkpoint-every must be at least 1, got 0" in capsys.readouterr().err
+
+
+# --- at random, for long -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
+@pytest.mark.parametrize(("script", "arguments"), [("crash_test", ["--kills", "3"]), ("soak", ["--timesteps", "8000"])])
+def test_short_crash_test_and_soak_pass(script, arguments):
+    command = [sys.executable, "-m", f"tests.long.{script}", *arguments]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["updates"] > 0
+    assert figures["equal" if script == "crash_test" else "flat"] is True
 
 
 # --- time ----------------------------------------------------------------------------------------------------------

@@ -135,7 +135,6 @@ ONE: list[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = [
     lambda env: wrappers.StickyAction(env, 0.3),
     lambda env: wrappers.TransformReward(env, lambda reward: reward / 2),
     wrappers.FlattenObservation,
-    lambda env: wrappers.DtypeObservation(env, np.float32),
 ]
 ALL: list[Callable[[VecEnv], VecEnv]] = [
     VecNormalize,
@@ -161,7 +160,8 @@ def test_any_stack_of_wrappers_is_learned_in_and_resumed_exactly(one, together, 
             env = wrapper(env)
         return env
 
-    assume(not {Monitor, wrappers.RecordEpisodeStatistics} <= set(one))  # Gymnasium: both fill info["episode"]
+    counters = [wrapper for wrapper in one if wrapper in (Monitor, wrappers.RecordEpisodeStatistics)]
+    assume(len(counters) < 2)  # Gymnasium: both fill info["episode"]
     try:
         env = make()
     except (ValueError, TypeError, AssertionError):  # Gymnasium or SB3 refuses the stack

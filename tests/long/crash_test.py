@@ -102,6 +102,8 @@ def crash_test(kills: int, seed: int) -> dict[str, Any]:
         known = resumed = while_saving = 0
         for kill in range(kills):
             process = start(killed, timesteps)
+            while known == 0 and newest(killed) == 0:  # the first kill comes when there is something to lose
+                time.sleep(0.01)
             time.sleep(moments.uniform(0, 2 * life))
             os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)

@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_simple_ddpg.checks import NonFiniteError
+from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -29,7 +30,7 @@ Observations: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 
 DIAGNOSIS = "diagnosis.json"
 #: Optimizers whose state, once there, stays in the same tensors: those can be listed once.
-_KEEPS_ITS_TENSORS = (th.optim.Adam, th.optim.AdamW, th.optim.SGD)
+_KEEPS_ITS_TENSORS = (th.optim.Adam, th.optim.AdamW, th.optim.SGD, FusedAdam, FusedAdamW)
 
 
 class NonFiniteGuard:

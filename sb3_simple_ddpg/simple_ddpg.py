@@ -42,6 +42,7 @@ from sb3_simple_ddpg.guards import NonFiniteGuard
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
+from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
@@ -196,6 +197,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         checks.check_action_space(vec_env.action_space)
         checks.check_wrappers(vec_env)
+        if not isinstance(env, VecEnv):
+            QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has just made it
         return vec_env
 
     def _setup_model(self) -> None:
@@ -299,7 +302,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         # A shared features extractor stands among the critic's weights too, and has no gradient there: None.
         gradients = th.autograd.grad(loss, weights, allow_unused=True)
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
+            weight.grad = gradient if gradient is None else gradient.contiguous()  # fused kernels need plain layout
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
         optimizer.step()
@@ -420,7 +423,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy of what these two buffers do not write to."""
-        over = dones.any()
+        over = True in dones.tolist()
         if not self._guard.accepts(buffer_action, new_obs, reward, infos if over else None):
             self._skip_transition(replay_buffer, new_obs)
             return

@@ -89,7 +89,7 @@ class ExactCheckpointCallback(BaseCallback):
             newest = next(iter(_checkpoints(self.folder)), None)
             self.logger.warn(
                 f"No checkpoint could be written at timestep {self.model.num_timesteps} ({error}); training goes on, "
-                f"the newest checkpoint is {newest}."
+                f"the newest checkpoint is {newest or 'still to come'}."
             )
             return
         if self.verbose:

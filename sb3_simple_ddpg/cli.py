@@ -5,6 +5,7 @@ what is measured (`benchmark.py`).
 """
 
 import ast
+import contextlib
 import inspect
 import itertools
 import json
@@ -105,7 +106,7 @@ def train(
 
     # Every setting is accepted; from here on files are written.
     _prepare_folder(folder)
-    monitor.results_writer = ResultsWriter(
+    monitor.results_writer = _PatientResults(
         str(folder / runs.MONITOR), header={"t_start": monitor.t_start, "env_id": env}
     )
     random_return = settings.random_return(seed)
@@ -146,7 +147,7 @@ def _resume(folder: Path, eval_episodes: int, progress: bool) -> int:
     runs.keep_until(folder, model._episode_num, model.num_timesteps)
     for name in (runs.ERROR, runs.DIAGNOSIS):
         (folder / name).unlink(missing_ok=True)
-    monitor.results_writer = ResultsWriter(str(folder / runs.MONITOR), override_existing=False)
+    monitor.results_writer = _PatientResults(str(folder / runs.MONITOR), override_existing=False)
     with (folder / runs.MONITOR).open() as file:
         monitor.t_start = json.loads(file.readline()[1:])["t_start"]
     model.set_logger(_logger(folder, progress, config["tensorboard"]))
@@ -186,7 +187,10 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
     training_env.close()
     model.logger.close()
     if model._episode_num:
-        _save_figure([folder], [settings.env_id], folder / runs.PICTURE, config["random_return"])
+        try:
+            _save_figure([folder], [settings.env_id], folder / runs.PICTURE, config["random_return"])
+        except (OSError, ValueError) as error:  # on a full disk there are no returns to draw, or no place for them
+            print(f"No picture could be drawn: {error}", file=sys.stderr)
     if interrupted or failure:
         print(f"Saved what there is in {folder}.")
         if config["checkpoint_every"]:
@@ -340,14 +344,37 @@ class _Messages(SeqWriter, KVWriter):
         """Standard error stays open."""
 
 
+class _PatientCSV(CSVOutputFormat):
+    """A full disk must not end a training: SB3's progress.csv, which loses a row then."""
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        with contextlib.suppress(OSError):
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _PatientResults(ResultsWriter):
+    """The same for SB3's monitor.csv."""
+
+    def write_row(self, epinfo: dict[str, float]) -> None:
+        with contextlib.suppress(OSError):
+            super().write_row(epinfo)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def _logger(folder: Path, progress: bool, tensorboard: bool) -> Logger:
     """SB3's, whose progress.csv goes on where there is one already."""
     path = folder / runs.PROGRESS
     already = path.read_text("utf-8") if path.exists() else ""
-    formats = ["csv", *(["tensorboard"] if tensorboard else []), *([] if progress else ["stdout"])]
-    logger = configure(str(folder), formats)
-    csv = logger.output_formats[0]
-    assert isinstance(csv, CSVOutputFormat)
+    logger = configure(str(folder), [*(["tensorboard"] if tensorboard else []), *([] if progress else ["stdout"])])
+    csv = _PatientCSV(str(path))
+    logger.output_formats.append(csv)
     if already:
         csv.file.write(already)
         csv.keys = already.splitlines()[0].split(",")

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -613,6 +615,18 @@ def test_a_real_limit_on_file_size_leaves_the_old_checkpoint(tmp_path):
     assert SimpleDDPG.resume(tmp_path, Walk()).num_timesteps == 36
 
 
+def test_run_goes_on_when_its_logs_find_the_disk_full(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(CSVOutputFormat, "write", full_disk)
+    monkeypatch.setattr(ResultsWriter, "write_row", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
+    small = ["--set", "policy_kwargs.net_arch=[8]", "learning_starts=20", "batch_size=8", "buffer_size=500"]
+    train = ["train", "--env", "TestWalk-v0", "--timesteps", "60", *small, "--eval-episodes", "0"]
+    assert cli.main([*train, "--checkpoint-every", "20", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("No checkpoint could be written at timestep") == 3
+    assert SimpleDDPG.load(tmp_path / "run" / "model.zip").num_timesteps == 60
+
+
 # --- an environment that is not as for training --------------------------------------------------------------------
 
 
@@ -716,6 +730,17 @@ def test_resume_of_a_run_without_checkpoints_says_how_to_get_them(tmp_path, caps
     )
     assert cli.main([*train, "--overwrite", "--checkpoint-every", "0"]) == 2
     assert "--checkpoint-every must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_code_of_the_documentation_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "resume.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"env": Walk()}
+    code = code.replace("20_000", "120").replace("1_000", "50")
+    exec(code.replace('checkpoints")  # by hand', 'by_hand")  # by hand'), names)
+    assert names["model"].num_timesteps == 120
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["step_100", "step_50"]
 
 
 # --- at random, for long -------------------------------------------------------------------------------------------

@@ -224,20 +224,22 @@ def test_learning_goes_on_after_a_stop_as_if_nothing_had_been():
 
 @pytest.mark.slow
 def test_compiled_updates_are_guarded_too():
-    model = SimpleDDPG("MlpPolicy", Dummy(VECTOR), **settings(compile_updates=True)).learn(20)
+    # Networks, batch and environment of test_compiled.py: what was compiled there is found in the cache.
+    small = settings(policy_kwargs={"net_arch": [32, 32]}, batch_size=64)
+    model = SimpleDDPG("MlpPolicy", "Pendulum-v1", **small, compile_updates=True).learn(20)
     assert model._compiled.failure is None
     before = snapshot(model)
     kept = model.replay_buffer.rewards.copy()
     model.replay_buffer.rewards[:] = INF
     with pytest.raises(FloatingPointError, match="critic_loss is inf"):
-        model.train(1, 8)
+        model.train(1, 64)
     assert_same(snapshot(model), before)
     model.on_non_finite = "skip"
-    model.train(3, 8)
+    model.train(3, 64)
     assert model.logger.name_to_value["train/n_skipped"] == 3
     assert_same(snapshot(model), before)
     model.replay_buffer.rewards[:] = kept
-    model.train(1, 8)
+    model.train(1, 64)
     assert model._compiled.failure is None
     assert model._n_updates == 11
 

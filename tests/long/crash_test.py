@@ -92,7 +92,7 @@ def crash_test(kills: int, seed: int) -> dict[str, Any]:
     :return: the figures
     """
     th.set_num_threads(1)
-    moments, timesteps = random.Random(seed), kills * STEPS_PER_KILL
+    moments, timesteps = random.Random(seed), max(kills, 20) * STEPS_PER_KILL
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as root:
         killed, straight = Path(root, "killed"), Path(root, "straight")

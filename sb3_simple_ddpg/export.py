@@ -1,8 +1,8 @@
 """The deterministic policy as one file: raw observation in, environment action out, in ONNX or in safetensors.
 
-Not here: saving to learn on (`SimpleDDPG.save`), and how each of the two files is written (`onnx_file.py`,
-`policy_writer.py`) and read (`policy_file.py`). What both share is here: what lies between the environment and the networks, and the check that a
-file answers as `predict` does.
+Not here: saving to learn on (`SimpleDDPG.save`), and how the files are written (`onnx_file.py`, `policy_writer.py`) and
+read (`policy_file.py`). What both share is here: what lies between the environment and the networks, and the check that
+a file answers as `predict` does.
 
 *Raw* is what the environment gives, before VecNormalize and before images are transposed. Wrappers that keep something
 between steps (VecFrameStack, ...) are no part of a file: what they give out is its observation.
@@ -174,22 +174,26 @@ class Source:
         actions, _ = self.model.predict(self.prepare(observations), deterministic=True)
         return actions
 
-    def rounding(self, observations: dict[str, Array]) -> Array:
+    def rounding(self, observations: dict[str, Array], actions: Array) -> Array:
         """
         How much `predict` itself owes to rounding: its difference to the same networks in double precision.
 
         :param observations: raw, a batch by name
+        :param actions: what `predict` does
         :return: shape (B, ...), infinite where `predict` overflows; zero where the networks know single precision only
         """
         policy = self.model.policy
         actor = bare_actor(self.model).double()
         tensors, _ = policy.obs_to_tensor(self.prepare(observations))
         prepared: Any = preprocess_obs(tensors, policy.observation_space, policy.normalize_images)
-        prepared = {key: each.double() for key, each in prepared.items()} if self.is_dict else prepared.double()
+        prepared = (
+            {key: each.cpu().double() for key, each in prepared.items()} if self.is_dict else prepared.cpu().double()
+        )
         actions = self.predict(observations)
         try:
             with th.no_grad():
-                exact = actor.mu(actor.features_extractor(prepared)).cpu().numpy().reshape(actions.shape)
+                features = actor.features_extractor(parts if self.is_dict else parts[OBSERVATION])
+                exact = actor.mu(features).numpy().reshape(actions.shape)
         except RuntimeError:
             return np.zeros_like(actions)
         with np.errstate(all="ignore"):
@@ -305,9 +309,9 @@ def _random(part: Input, epsilon: float, rng: np.random.Generator) -> list[Array
 def _extreme(space: spaces.Space[Any]) -> list[Array]:
     if isinstance(space, spaces.Box) and space.dtype != np.bool_:
         kind = np.finfo if np.issubdtype(space.dtype, np.floating) else np.iinfo
-        limits = kind(space.dtype)
-        numbers = [0, 1e3, -1e3, 1e6, -1e6, 1e30, -1e30, limits.max, limits.min]
-        filled = [np.full(space.shape, min(max(number, limits.min), limits.max), space.dtype) for number in numbers]
+        least, most = (np.asarray(limit).item() for limit in (kind(space.dtype).min, kind(space.dtype).max))
+        numbers = [0, 1e3, -1e3, 1e6, -1e6, 1e30, -1e30, most, least]
+        filled = [np.full(space.shape, min(max(number, least), most), space.dtype) for number in numbers]
         bounds = [np.where(np.isfinite(bound), bound, 0).astype(space.dtype) for bound in (space.low, space.high)]
         return [*bounds, *filled]
     if isinstance(space, spaces.Discrete):
@@ -335,8 +339,10 @@ def check(source: Source, answer: Callable[[dict[str, Array]], Array]) -> None:
     """
     observations = probes(source.inputs, source.epsilon)
     expected = source.predict(observations)
+    if not np.array_equal(expected, source.predict(observations), equal_nan=True):
+        raise ValueError(f"predict gives two answers to the same observations: {CURE}")
     width = np.asarray(source.action_space.high, np.float64) - source.action_space.low
-    allowed = np.maximum(TOLERANCE, 4 * source.rounding(observations) / width)
+    allowed = np.maximum(TOLERANCE, 4 * source.rounding(observations, expected) / width)
     count = len(expected)
     for rows in (slice(0, count), *(slice(row, row + 1) for row in (0, 1, count - 1))):
         actions = answer({name: values[rows] for name, values in observations.items()})

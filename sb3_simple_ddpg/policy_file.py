@@ -263,7 +263,7 @@ class LoadedPolicy:
             return spaces.Discrete(part.counts[0])
         if part.kind == "MultiDiscrete":
             return spaces.MultiDiscrete(list(part.counts))
-        return spaces.MultiBinary(part.shape)
+        return spaces.MultiBinary(part.shape[0] if len(part.shape) == 1 else part.shape)
 
 
 def load(path: Path) -> LoadedPolicy:
@@ -306,10 +306,10 @@ def parse(file: IO[bytes], size: int) -> LoadedPolicy:
         position = end
     _demand(position == size - 8 - length, f"{position} bytes of numbers in {size - 8 - length}")
 
-    content = file.read(position)
+    content = bytearray(file.read(position))  # which may be written to: PyTorch warns of arrays that may not
     _demand(len(content) == position, "the file is shorter than it was")
     tensors = {
-        name: np.frombuffer(content[begin:end], _DTYPES[code]).reshape(shape)
+        name: np.frombuffer(content, _DTYPES[code], math.prod(shape), begin).reshape(shape)
         for name, (code, shape, begin, end) in stored.items()
     }
     _demand(metadata["sha256"] == checksum(text, tensors), "the checksum differs")

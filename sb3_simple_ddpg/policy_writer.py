@@ -101,18 +101,19 @@ def _dense_layers(mu: nn.Module) -> tuple[tuple[int, ...], str]:
     """Units of the hidden layers, and the name of the activation between them."""
     if type(mu) is not DenseLayers:
         raise _unknown(f"layers in a {type(mu).__name__}")
-    linear, between = list(mu)[:-1:2], list(mu)[1:-1:2]
+    linear, between, units = list(mu)[:-1:2], list(mu)[1:-1:2], []
     name = type(between[0]).__name__ if between else "ReLU"
     for layer in linear:
         if type(layer) is not nn.Linear:
             raise _unknown(f"a layer {layer}")
+        units.append(layer.out_features)
     for layer in between:
         # By what they print: an activation with other arguments prints them.
         if name not in ACTIVATIONS or type(layer) is not ACTIVATIONS[name] or repr(layer) != repr(ACTIVATIONS[name]()):
             raise _unknown(f"a layer {layer}")
     if type(mu[-1]) is not nn.Tanh:
         raise _unknown(f"a last layer {mu[-1]}")
-    return tuple(len(layer.weight) for layer in linear[:-1]), name
+    return tuple(units[:-1]), name
 
 
 def _array(weights: th.Tensor) -> Array:

@@ -186,10 +186,8 @@ class Source:
         actor = bare_actor(self.model).double()
         tensors, _ = policy.obs_to_tensor(self.prepare(observations))
         prepared: Any = preprocess_obs(tensors, policy.observation_space, policy.normalize_images)
-        prepared = (
-            {key: each.cpu().double() for key, each in prepared.items()} if self.is_dict else prepared.cpu().double()
-        )
-        actions = self.predict(observations)
+        parts = prepared if self.is_dict else {OBSERVATION: prepared}
+        parts = {name: part.cpu().double() for name, part in parts.items()}
         try:
             with th.no_grad():
                 features = actor.features_extractor(parts if self.is_dict else parts[OBSERVATION])

@@ -73,13 +73,13 @@ class Part:
     cnn: int
 
     def __post_init__(self) -> None:
-        discrete = self.kind in ("Discrete", "MultiDiscrete")
-        _demand(self.kind in ("Box", "MultiBinary") or discrete, f"unknown space {self.kind!r}")
+        _demand(self.kind in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"), f"unknown space {self.kind!r}")
         _demand(self.dtype in _CODES, f"unknown type {self.dtype!r}")
         _demand(len(self.shape) <= MAX_AXES and all(axis >= 1 for axis in self.shape), f"shape {self.shape}")
         _demand(all(count >= 1 for count in self.counts), "a discrete observation without values")
-        shape = () if self.kind == "Discrete" else (len(self.counts),)
-        _demand(self.shape == shape and len(self.counts) >= 1 if discrete else not self.counts, "numbers of values")
+        wanted = {"Discrete": ((), 1), "MultiDiscrete": ((len(self.counts),), max(1, len(self.counts)))}
+        shape, count = wanted.get(self.kind, (self.shape, 0))
+        _demand(self.shape == shape and len(self.counts) == count, "numbers of values")
         _demand(self.kind == "Box" or not (self.normalize or self.transpose or self.cnn), f"a {self.kind} as an image")
         _demand(self.cnn >= 0 and (len(self.shape) == 3 or not (self.transpose or self.cnn)), "an image without 3 axes")
 

@@ -5,6 +5,7 @@ Not here: files that are damaged or hostile (`test_policy_file.py`), and how fas
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -528,3 +529,16 @@ def test_loaded_policy_says_which_observation_does_not_fit(models, tmp_path):
     for wrong in ({**good, "a": np.zeros(4)}, {**good, "a": np.zeros((2, 3))}, {**good, "a": np.zeros((1, 1, 3))}):
         with pytest.raises(ValueError, match=r"must have shape \(\d,\), or \(B,"):
             policy.predict(wrong)
+
+
+def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    results: list[dict[str, Any]] = [{}, {}]
+    for block, names in zip(blocks, results, strict=True):
+        exec(block.replace("20_000", "150"), names)  # fewer timesteps: the claim is that it runs
+    np.testing.assert_allclose(results[0]["action"], results[1]["action"], rtol=0, atol=4e-5)  # 1e-5 of the range
+    for link in re.findall(r"\]\(([^)#:]+)\)", page):
+        assert (Path(__file__).parent.parent / "docs" / link).exists()

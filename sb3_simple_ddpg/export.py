@@ -361,7 +361,7 @@ def check(source: Source, answer: Callable[[dict[str, Array]], Array]) -> None:
 
 CURE = (
     "look for layers or a features extractor of your own that keep numbers between calls, draw random ones, or decide "
-    "by the values of the observations; to ship such a policy use model.save and SimpleDDPG.load."
+    "by values in Python (torch.cond does so in a graph); to ship such a policy use model.save and SimpleDDPG.load."
 )
 
 

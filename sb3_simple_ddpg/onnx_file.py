@@ -52,12 +52,14 @@ def build(source: Source) -> bytes:
         },
     )
     model.producer_name, model.producer_version = "sb3-simple-ddpg", metadata.version("sb3-simple-ddpg")
-    onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each library has classes of its own for this
+        raise ValueError(f"onnxruntime cannot run the policy ({error}): {export.CURE}") from error
     export.check(source, lambda observations: session.run([OUTPUT], observations)[0])
     return content
 
@@ -158,21 +160,31 @@ def _rename(graph: Any, inputs: list[str]) -> None:  # noqa: ANN401 - onnx.Graph
             taken.add(names[name])
         return names[name]
 
-    for node in graph.node:
-        node.input[:] = [renamed(name) for name in node.input]
-        node.output[:] = [renamed(name) for name in node.output]
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        value.name = renamed(value.name)
+    for each in _with_branches(graph):
+        for node in each.node:
+            node.input[:] = [renamed(name) for name in node.input]
+            node.output[:] = [renamed(name) for name in node.output]
+        for value in (*each.input, *each.output, *each.initializer):
+            value.name = renamed(value.name)
     del graph.value_info[:]  # shapes of what lies between, which every runtime infers
 
 
 def _strip(model: Any) -> None:  # noqa: ANN401 - onnx.ModelProto
     """Take out the exporter's notes, which hold paths and source lines of this machine."""
-    graph = model.graph
-    for noted in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        noted.doc_string = ""
-        if hasattr(noted, "metadata_props"):
+    model.doc_string = ""
+    for graph in _with_branches(model.graph):
+        for noted in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+            noted.doc_string = ""
             del noted.metadata_props[:]
+
+
+def _with_branches(graph: Any) -> Iterator[Any]:  # noqa: ANN401 - onnx.GraphProto
+    """The graph, and those that stand in its nodes: what `torch.cond` becomes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _with_branches(attribute.g)
 
 
 def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:

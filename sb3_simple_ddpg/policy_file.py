@@ -222,7 +222,7 @@ class LoadedPolicy:
             squashed = self._run(arrays).numpy().reshape(-1, *self.description.action_shape)
         low, high = self._numbers["action.low"], self._numbers["action.high"]
         actions = low + (0.5 * (squashed + 1.0) * (high - low))
-        return actions if is_batch else actions[0], state
+        return actions if is_batch else actions.squeeze(axis=0), state
 
     def _run(self, arrays: dict[str, Array]) -> th.Tensor:
         parts = enumerate(self.description.parts)

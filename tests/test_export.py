@@ -359,6 +359,25 @@ class Counting(Squares):
         return observations + self.calls
 
 
+class Conditional(Squares):
+    """Decides by what it sees, in a way that a graph can hold; its branches are graphs of their own."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        doubled, shifted = (lambda values: values * 2), (lambda values: values - 1)
+        return th.cond(observations.sum() > 0, doubled, shifted, (observations,))
+
+
+class BatchNormed(BaseFeaturesExtractor):
+    """Does otherwise in training than in evaluation."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=4)
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layers(observations)
+
+
 class Pretending(Squares):
     """Does otherwise while it is traced."""
 
@@ -383,12 +402,14 @@ def with_extractor(extractor: type[BaseFeaturesExtractor], **changes: Any) -> Si
     return SimpleDDPG(env=env, buffer_size=10, policy_kwargs=kwargs, device="cpu", **settings)
 
 
-def test_extractor_of_the_users_own_goes_into_onnx_and_is_refused_by_name_in_safetensors(tmp_path):
-    model = with_extractor(Squares)
+@pytest.mark.parametrize("extractor", [Squares, Conditional, BatchNormed])
+def test_extractor_of_the_users_own_goes_into_onnx_and_is_refused_by_name_in_safetensors(extractor, tmp_path):
+    model = with_extractor(extractor)
+    model.policy.set_training_mode(True)  # a file is for acting, whatever the model was doing
     export_onnx(model, tmp_path / "policy.onnx")
     raw = draw(VECTOR, 5)
     np.testing.assert_allclose(run_onnx(tmp_path / "policy.onnx", raw), model.predict(raw)[0], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"no words for the features extractor Squares.*use export_onnx"):
+    with pytest.raises(ValueError, match=rf"no words for the features extractor {extractor.__name__}.*use export_onnx"):
         save_policy(model, tmp_path / "policy.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["policy.onnx"]
 

@@ -97,7 +97,6 @@ def load_policy(path: str | Path) -> "LoadedPolicy":
     :param path: of the file, which may come from a stranger
     :return: an object whose `predict` takes raw observations and gives environment actions
     :raises ValueError: for a file that is not exactly what `save_policy` writes
-    :raises ImportError: without the libraries of the extra `export`
     """
     from sb3_simple_ddpg import policy_file
 
@@ -180,20 +179,26 @@ class Source:
 
         :param observations: raw, a batch by name
         :param actions: what `predict` does
-        :return: shape (B, ...), infinite where `predict` overflows; zero where the networks know single precision only
+        :return: shape (B, ...), infinite where `predict` overflows. Where it cannot be told, for an actor class of the
+            user's own or networks that know single precision only: infinite for numbers beyond 100, zero for others
         """
         policy = self.model.policy
-        actor = bare_actor(self.model).double()
         tensors, _ = policy.obs_to_tensor(self.prepare(observations))
         prepared: Any = preprocess_obs(tensors, policy.observation_space, policy.normalize_images)
         parts = prepared if self.is_dict else {OBSERVATION: prepared}
         parts = {name: part.cpu().double() for name, part in parts.items()}
+        unknown = np.zeros_like(actions)
+        for part in parts.values():
+            unknown[(part.flatten(1).abs() > 100).any(dim=1).numpy()] = np.inf
+        actor = bare_actor(self.model).double()
+        if type(actor) is not Actor:
+            return unknown
         try:
             with th.no_grad():
                 features = actor.features_extractor(parts if self.is_dict else parts[OBSERVATION])
                 exact = actor.mu(features).numpy().reshape(actions.shape)
         except RuntimeError:
-            return np.zeros_like(actions)
+            return unknown
         with np.errstate(all="ignore"):
             rounding = np.abs(policy.unscale_action(exact) - actions)
         return np.where(np.isfinite(rounding), rounding, np.inf)
@@ -214,7 +219,7 @@ def describe(model: SimpleDDPG, env: GymEnv | None = None) -> Source:
     else:
         inner = model._wrap_env(env, verbose=0)
     if inner is None:
-        return Source(model, _inputs(model.observation_space))
+        return Source(model, _inputs(model.observation_space, model))
     check_for_correct_spaces(inner, model.observation_space, model.action_space)
 
     wrappers: list[VecNormalize | VecTransposeImage] = []
@@ -247,7 +252,7 @@ def describe(model: SimpleDDPG, env: GymEnv | None = None) -> Source:
             pair = (np.moveaxis(each.mean, 0, -1), np.moveaxis(each.var, 0, -1)) if name in transposed else None
             moments[name] = pair or (each.mean, each.var)
     epsilon, clip = (normalizers[0].epsilon, normalizers[0].clip_obs) if normalizers else (0.0, 0.0)
-    inputs = _inputs(inner.observation_space, transposed, moments)
+    inputs = _inputs(inner.observation_space, model, transposed, moments)
     return Source(model, inputs, tuple(wrappers), float(epsilon), float(clip))
 
 
@@ -256,9 +261,15 @@ _FOLLOWED = (VecNormalize, VecTransposeImage, VecMonitor, VecCheckNan, VecVideoR
 
 
 def _inputs(
-    space: spaces.Space[Any], transposed: Collection[str] = (), moments: Mapping[str, tuple[Array, Array]] | None = None
+    space: spaces.Space[Any],
+    model: SimpleDDPG,
+    transposed: Collection[str] = (),
+    moments: Mapping[str, tuple[Array, Array]] | None = None,
 ) -> tuple[Input, ...]:
-    parts = space.spaces if isinstance(space, spaces.Dict) else {OBSERVATION: space}
+    parts = {OBSERVATION: space}
+    if isinstance(space, spaces.Dict) and isinstance(model.observation_space, spaces.Dict):
+        # In the model's order, in which its features stand side by side; another environment may have another.
+        parts = {name: space[name] for name in model.observation_space.spaces}
     moments = moments or {}
     return tuple(
         Input(name, part, name in transposed, *moments.get(name, (None, None))) for name, part in parts.items()

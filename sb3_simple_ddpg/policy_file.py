@@ -207,8 +207,7 @@ class LoadedPolicy:
         if not isinstance(observations, dict) or observations.keys() != self._spaces.keys():
             raise ValueError(f"The observation must be a dict with the keys {', '.join(self._spaces)}.")
         arrays = {name: np.asarray(values) for name, values in observations.items()}
-        batched = {name: array.ndim > len(self._spaces[name].shape or ()) for name, array in arrays.items()}
-        is_batch = all(batched.values())
+        is_batch = all(array.ndim > len(self._spaces[name].shape or ()) for name, array in arrays.items())
         for name, space in self._spaces.items():
             shape = arrays[name].shape[1:] if is_batch else arrays[name].shape
             if shape != space.shape:
@@ -218,6 +217,9 @@ class LoadedPolicy:
                 )
             if not is_batch:
                 arrays[name] = arrays[name][None]
+        if len({len(array) for array in arrays.values()}) > 1:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise ValueError(f"The observations must be equally many for each key, got {shapes}.")
         with th.no_grad():
             squashed = self._run(arrays).numpy().reshape(-1, *self.description.action_shape)
         low, high = self._numbers["action.low"], self._numbers["action.high"]
@@ -306,10 +308,10 @@ def parse(file: IO[bytes], size: int) -> LoadedPolicy:
         position = end
     _demand(position == size - 8 - length, f"{position} bytes of numbers in {size - 8 - length}")
 
-    content = bytearray(file.read(position))  # which may be written to: PyTorch warns of arrays that may not
+    content = file.read(position)
     _demand(len(content) == position, "the file is shorter than it was")
     tensors = {
-        name: np.frombuffer(content, _DTYPES[code], math.prod(shape), begin).reshape(shape)
+        name: np.frombuffer(content, _DTYPES[code], math.prod(shape), begin).reshape(shape).copy()
         for name, (code, shape, begin, end) in stored.items()
     }
     _demand(metadata["sha256"] == checksum(text, tensors), "the checksum differs")

@@ -23,8 +23,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 from torch import nn
 
-from sb3_simple_ddpg import SimpleDDPG, export
+from sb3_simple_ddpg import DDPGPolicy, SimpleDDPG, export
 from sb3_simple_ddpg.export import export_onnx, load_policy, save_policy
+from sb3_simple_ddpg.policies import Actor
 from tests.environments import Bandit
 from tests.side_by_side import CHANNEL_FIRST, CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, VECTOR, Dummy
 
@@ -367,6 +368,13 @@ class Conditional(Squares):
         return th.cond(observations.sum() > 0, doubled, shifted, (observations,))
 
 
+class SinglePrecision(Squares):
+    """Turns double precision back into single, which the layers of a copy in double precision do not take."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations.float().square()
+
+
 class BatchNormed(BaseFeaturesExtractor):
     """Does otherwise in training than in evaluation."""
 
@@ -383,6 +391,20 @@ class Pretending(Squares):
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return observations * (1.001 if th.compiler.is_exporting() else 1.0)
+
+
+class Halved(Actor):
+    """An actor class of the user's own: what it does is no longer what its layers say."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations) / 2
+
+
+class HalvedPolicy(DDPGPolicy):
+    """A policy with that actor."""
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
+        return Halved(**self._network_kwargs("pi", features_extractor)).to(self.device)
 
 
 class WithKeys(BaseFeaturesExtractor):
@@ -402,7 +424,7 @@ def with_extractor(extractor: type[BaseFeaturesExtractor], **changes: Any) -> Si
     return SimpleDDPG(env=env, buffer_size=10, policy_kwargs=kwargs, device="cpu", **settings)
 
 
-@pytest.mark.parametrize("extractor", [Squares, Conditional, BatchNormed])
+@pytest.mark.parametrize("extractor", [Squares, Conditional, SinglePrecision, BatchNormed])
 def test_extractor_of_the_users_own_goes_into_onnx_and_is_refused_by_name_in_safetensors(extractor, tmp_path):
     model = with_extractor(extractor)
     model.policy.set_training_mode(True)  # a file is for acting, whatever the model was doing
@@ -412,6 +434,19 @@ def test_extractor_of_the_users_own_goes_into_onnx_and_is_refused_by_name_in_saf
     with pytest.raises(ValueError, match=rf"no words for the features extractor {extractor.__name__}.*use export_onnx"):
         save_policy(model, tmp_path / "policy.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["policy.onnx"]
+
+
+def test_actor_of_the_users_own_goes_into_onnx_as_it_acts_and_is_refused_by_name_in_safetensors(tmp_path):
+    model = SimpleDDPG(HalvedPolicy, Dummy(VECTOR, ASYMMETRIC), buffer_size=10, policy_kwargs=FLAT, device="cpu")
+    export_onnx(model, tmp_path / "policy.onnx")
+    raw = draw(VECTOR, 5)
+    np.testing.assert_allclose(run_onnx(tmp_path / "policy.onnx", raw), model.predict(raw)[0], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="no words for the actor Halved"):
+        save_policy(model, tmp_path / "policy.safetensors")
+    source = export.describe(model)
+    raw[1, 2] = 101
+    rounding = source.rounding({"observation": raw}, source.predict({"observation": raw}))
+    assert rounding[:, 0].tolist() == [0, np.inf, 0, 0, 0]
 
 
 def test_layers_that_safetensors_has_no_words_for_are_refused(tmp_path):
@@ -550,6 +585,18 @@ def test_loaded_policy_says_which_observation_does_not_fit(models, tmp_path):
     for wrong in ({**good, "a": np.zeros(4)}, {**good, "a": np.zeros((2, 3))}, {**good, "a": np.zeros((1, 1, 3))}):
         with pytest.raises(ValueError, match=r"must have shape \(\d,\), or \(B,"):
             policy.predict(wrong)
+    with pytest.raises(ValueError, match=r"equally many for each key, got a \(2, 3\), b \(1, 2\)"):
+        policy.predict({"a": np.zeros((2, 3)), "b": np.zeros((1, 2))})
+
+
+def test_keys_in_another_order_are_the_same_observations(tmp_path):
+    """The model's features stand in the order that it was built with, whatever the environment's is now."""
+    first, second = spaces.Box(-1.0, 1.0, (2,)), spaces.Box(-1.0, 1.0, (3,))
+    model = trained(spaces.Dict([("b", second), ("a", first)]), policy="MultiInputPolicy", kwargs={"net_arch": [4]})
+    save_policy(model, tmp_path / "policy.safetensors", env=Dummy(spaces.Dict(a=first, b=second), ASYMMETRIC))
+    raw = {"a": np.array([0.1, 0.2], np.float32), "b": np.array([0.3, 0.4, 0.5], np.float32)}
+    actions, _ = load_policy(tmp_path / "policy.safetensors").predict(raw)
+    np.testing.assert_array_equal(actions, model.predict(raw)[0])
 
 
 def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def _trace(source: Source) -> Any:  # noqa: ANN401 - onnx.ModelProto, which is i
     examples = tuple(th.as_tensor(rows[part.name][:2]) for part in source.inputs)
     batch = th.export.Dim("batch")
     try:
-        with _silence():
+        with _silence(), th.no_grad():  # as in predict: with gradients, layers choose another layout
             program = th.export.export(
                 policy, (examples,), dynamic_shapes=(tuple({0: batch} for _ in examples),), strict=False
             )

@@ -281,6 +281,8 @@ def test_files_say_where_they_come_from_and_name_no_path_of_this_machine(models,
         assert b".py" not in file.read_bytes()
         assert str(Path.home()).encode() not in file.read_bytes()
     assert not any(node.metadata_props or node.doc_string for node in written.graph.node)
+    assert {node.domain for node in written.graph.node} == {""}  # standard operators only
+    assert [opset.version for opset in written.opset_import] == [20]
     batch, features = written.graph.input[0].type.tensor_type.shape.dim
     assert batch.dim_param  # any number of rows
     assert features.dim_value == 3

@@ -1,7 +1,7 @@
-"""The command line: `simple-ddpg train`, `evaluate`, `plot` and `benchmark`.
+"""The command line: `simple-ddpg train`, `evaluate`, `plot`, `benchmark` and `export`.
 
-Not here: what the commands do to files (`runs.py`), to figures (`plotting.py`) and to networks (`simple_ddpg.py`), and
-what is measured (`benchmark.py`).
+Not here: what the commands do to files (`runs.py`, `export.py`), to figures (`plotting.py`) and to networks
+(`simple_ddpg.py`), and what is measured (`benchmark.py`).
 """
 
 import ast
@@ -180,6 +180,7 @@ def benchmark(
     compile_times: bool = True,
     scaling: bool = False,
     profile: bool = False,
+    latency: bool = False,
     quick: bool = False,
     out: Path | None = None,
     overwrite: bool = False,
@@ -196,6 +197,7 @@ def benchmark(
     :param compile_times: compile with an empty cache, and again from what that left
     :param scaling: instead of the workloads: update time as batch, buffer, environments and width grow
     :param profile: instead of the speed: where a step's time goes
+    :param latency: instead of the speed: how long one action takes, by `predict` and from exported files
     :param quick: everything small, to see that it runs; the numbers mean nothing
     :param out: folder to write; runs/benchmark-<date-time> without it
     :param overwrite: replace the files of an earlier benchmark in a folder that is not empty
@@ -207,6 +209,10 @@ def benchmark(
 
     if scaling and (profile or workloads or threads is not None):
         raise ValueError("--scaling has workloads of its own: leave out --profile, --workloads and --threads.")
+    if latency and (scaling or profile or workloads or threads is not None):
+        raise ValueError(
+            "--latency has policies of its own: leave out --scaling, --profile, --workloads and --threads."
+        )
     chosen = bench.choose_workloads(workloads, threads, quick)
     settings = bench.Settings(
         repeats=(2 if quick else 7) if repeats is None else repeats,
@@ -217,15 +223,42 @@ def benchmark(
         quick=quick,
     )
     folder = _choose_folder(out, "benchmark", overwrite)
-    _prepare_folder(folder, bench.FILES)
+    _prepare_folder(folder, (*bench.FILES, "latency.json", "latency.md"))
     console = Console() if sys.stdout.isatty() else Console(width=200)
     if scaling:
         bench.run_scaling(settings, folder, console)
+    elif latency:
+        from sb3_simple_ddpg.benchmark_latency import run_latency
+
+        run_latency(settings, folder, console)
     elif profile:
         bench.run_profile(chosen, settings, folder, console)
     else:
         bench.run_table(chosen, settings, folder, console)
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 0
+
+
+def export(run: tyro.conf.Positional[Path], to: Path) -> int:
+    """
+    Write the policy of a run as one file that takes raw observations and gives actions of the environment.
+
+    :param run: folder that `simple-ddpg train` wrote
+    :param to: file to write, or to replace: .onnx for any runtime, .safetensors for load_policy
+    :return: exit status
+    """
+    from sb3_simple_ddpg.export import checked_target, export_onnx, save_policy
+
+    writers = {".onnx": export_onnx, ".safetensors": save_policy}
+    if to.suffix not in writers:
+        raise ValueError(f"--to must end in {' or '.join(writers)}, got {to}.")
+    checked_target(to)
+    model = runs.load_run(run)
+    writers[to.suffix](model, to)
+    env = model.get_env()
+    assert env is not None
+    env.close()
+    print(f"Wrote {to}, {to.stat().st_size} bytes, checked against predict.")
     return 0
 
 
@@ -239,6 +272,7 @@ def main(args: list[str] | None = None) -> int:
         "evaluate": evaluate,
         "plot": plot,
         "benchmark": benchmark,
+        "export": export,
     }
     try:
         status: int = tyro.extras.subcommand_cli_from_dict(
@@ -247,7 +281,7 @@ def main(args: list[str] | None = None) -> int:
             description="Deep Deterministic Policy Gradient, to run and to read.",
             args=args,
         )
-    except (ValueError, TypeError, NotImplementedError, gym.error.Error, OSError) as error:
+    except (ValueError, TypeError, NotImplementedError, gym.error.Error, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -144,6 +144,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def load_run(folder: Path, n_envs: int = 1, seed: int | None = None) -> SimpleDDPG:
+    """
+    :param folder: of a run
+    :param n_envs: number of environments
+    :param seed: of the environments; None: unseeded
+    :return: the stored model, on the CPU, with its environments, which are wrapped as in training; the statistics of
+        VecNormalize stay as they are
+    :raises ValueError: when the folder holds no run
+    """
+    config = read_config(folder)
+    if not (folder / MODEL).exists():
+        raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
+    env: VecEnv = config["env"].make(n_envs=n_envs)
+    if config["env"].normalize:
+        normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
+        normalizer.training = False
+        env = normalizer
+    env.seed(seed)
+    return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=1)
+
+
 def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
     """
     Play deterministic episodes with the stored model, as raw returns: VecNormalize does not touch them.
@@ -156,16 +177,9 @@ def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
     """
     if episodes < 1:
         raise ValueError(f"The number of evaluation episodes must be at least 1, got {episodes}.")
-    config = read_config(folder)
-    if not (folder / MODEL).exists():
-        raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
-    env: VecEnv = config["env"].make(n_envs=min(10, episodes))
-    if config["env"].normalize:
-        normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
-        normalizer.training = False
-        env = normalizer
-    env.seed(seed)
-    model = SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=1)
+    model = load_run(folder, n_envs=min(10, episodes), seed=seed)
+    env = model.get_env()
+    assert env is not None
     returns, _ = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True)
     env.close()
     assert isinstance(returns, list)

@@ -285,8 +285,8 @@ def differing(settings: Mapping[str, Mapping[str, Any]], given: Mapping[str, Map
     """
     :param settings: by the algorithm's name, what `effective_settings` gave
     :param given: by the algorithm's name, the arguments that somebody set
-    :return: each setting in which the algorithms differ, with its values by the algorithm's name. What some of them have
-        no argument for belongs to the algorithms; it is listed only where it was set.
+    :return: each setting in which the algorithms differ, with its values by the algorithm's name. What some of them
+        have no argument for belongs to the algorithms; it is listed only where it was set.
     """
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for values in settings.values() for name in values):

@@ -273,14 +273,14 @@ def compare(
     :param margin: means closer than this share of the distance from random actions to the threshold are equivalent;
         0.1 without it
     :param out: folder to write; runs/compare-<date-time> without it
-    :param resume: go on with the comparison in --out, with its settings; seeds, algorithms and environments may be added
+    :param resume: go on with the comparison in --out and its settings; seeds, algorithms, environments may be added
     :param overwrite: replace the comparison in a folder that is not empty
     :param progress: show a display that changes, where there is a terminal
     :return: exit status: 1 when a run failed
     """
     from rich.console import Console
 
-    from sb3_simple_ddpg import comparison, experiment_folder
+    from sb3_simple_ddpg import comparison, comparison_report, experiment_folder
 
     if resume and (out is None or overwrite):
         raise ValueError("--resume needs --out, the folder that a comparison was begun in, and no --overwrite.")
@@ -291,7 +291,7 @@ def compare(
     )  # fmt: skip
     if overwrite and folder.is_dir():
         with experiment_folder.locked(folder):
-            experiment_folder.clear(folder, comparison.FILES)
+            experiment_folder.clear(folder, comparison_report.FILES)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     status = comparison.compare(
         request, folder, console, resume=resume, engine=engine, jobs=jobs, ray_address=ray_address, live=progress

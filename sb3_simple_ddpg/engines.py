@@ -29,7 +29,7 @@ class Engine(Protocol):
     """
     Does runs.
 
-    `jobs` is how many at a time, `run` gives the record or {"error": text}, `stop` ends what is running and refuses more.
+    `jobs` is how many at a time; `run` gives the record or {"error": text}; `stop` ends what runs and refuses more.
     """
 
     jobs: int
@@ -131,8 +131,8 @@ def _explain(status: int, log: str) -> str:
 
 class RayEngine:
     """
-    Each run is a Ray task in a fresh worker process, on whatever node has a core free. Records come back to this process,
-    so the nodes need no common file system; they need this package and the environments in the same versions.
+    Each run is a Ray task in a fresh worker process, on whatever node has a core free. Records come back to this
+    process, so the nodes need no common file system; they need this package and the environments in the same versions.
 
     :param address: of a cluster ("host:port", "auto", "ray://..."); None: start one on this machine, and end it again
     :param jobs: number of runs at a time; None: as many as the cluster has CPUs for
@@ -158,8 +158,8 @@ class RayEngine:
                 ray.init(address=address or "local", **quiet)
             except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
                 raise ValueError(
-                    f"--ray-address {address} cannot be reached: {error} Start a cluster with `ray start --head`, or leave "
-                    "--ray-address out to start one on this machine."
+                    f"--ray-address {address} cannot be reached: {error} Start a cluster with `ray start --head`, or "
+                    "leave --ray-address out to start one on this machine."
                 ) from error
         cpus = int(ray.cluster_resources().get("CPU", 0))
         if cpus < threads:

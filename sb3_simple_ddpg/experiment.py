@@ -88,14 +88,14 @@ def run_experiment(
     """
     Run every algorithm in every environment with every seed. A run that fails is reported and the others go on.
 
-    :param algorithms: names ("simple_ddpg", "ddpg", "td3", "sac", "tqc", "crossq", or "name=module:Class"), or classes by
-        name
+    :param algorithms: names ("simple_ddpg", "ddpg", "td3", "sac", "tqc", "crossq" or "name=module:Class"), or classes
+        by name
     :param env_ids: names of registered environments
     :param seeds: of the runs; a number n stands for 0 to n - 1
     :param timesteps: of each run
     :param settings: constructor's arguments by the algorithm's name; `action_noise` may be a number or
-        `OrnsteinUhlenbeck(...)` for any algorithm. Or a function of the algorithms and the environment's name that gives
-        them. The dictionaries are copied for each run
+        `OrnsteinUhlenbeck(...)` for any algorithm. Or a function of the algorithms and the environment's name that
+        gives them. The dictionaries are copied for each run
     :param eval_every: timesteps between two evaluations; None: a twentieth of the run
     :param eval_episodes: number of deterministic episodes in each evaluation
     :param threads: of PyTorch in each run
@@ -121,6 +121,15 @@ def run_experiment(
         env_id: {each.name: effective_settings(each, env_id, given[env_id][each.name]) for each in chosen}
         for env_id in env_ids
     }
+    for env_id, by_name in effective.items():
+        for name, values in by_name.items():
+            starts = values.get("learning_starts", 0)
+            if isinstance(starts, int) and starts >= timesteps:
+                raise ValueError(
+                    f"{name} would not learn in {env_id}: learning_starts={starts} is not below --timesteps "
+                    f"{timesteps}. Give more timesteps, or --set {name}.learning_starts=100."
+                )
+    random_returns = {env_id: _random_return(env_id) for env_id in env_ids}
     plan: dict[str, Any] = {
         "algorithms": {algorithm.name: algorithm.path for algorithm in chosen},
         "env_ids": list(env_ids),
@@ -130,6 +139,7 @@ def run_experiment(
         "eval_episodes": eval_episodes,
         "threads": threads,
         "settings": effective,
+        "random_returns": random_returns,
         "differing": {env_id: differing(effective[env_id], given[env_id]) for env_id in env_ids},
         "engine": engine,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -146,8 +156,6 @@ def run_experiment(
     ]
     with experiment_folder.locked(folder) if folder is not None else contextlib.nullcontext():
         finished = [] if folder is None else _prepare(folder, resume, plan)
-        random_returns = {env_id: runs.EnvSettings(env_id).random_return(seed=0) for env_id in env_ids}
-        plan["random_returns"] = random_returns
         if folder is not None:
             experiment_folder.write_whole(folder / experiment_folder.PLAN, json.dumps(plan, indent=2) + "\n")
         return _run(todo, finished, plan, folder, lambda: _engine(engine, ray_address, jobs, threads), watcher)
@@ -212,6 +220,22 @@ def _given_settings(
             if name not in names:
                 raise ValueError(f"settings name {name!r}, which takes no part: {checks.did_you_mean(name, names)}")
         found[env_id] = {name: dict(by_name.get(name, {})) for name in names}
+    return found
+
+
+def _random_return(env_id: str) -> float | None:
+    """Mean return of random actions; None where no episode of theirs ended."""
+    env = runs.EnvSettings(env_id)
+    found = env.random_return(seed=0)
+    if found is None:
+        one = env.make_one()
+        spec = one.spec
+        one.close()
+        if spec is None or spec.max_episode_steps is None:
+            raise ValueError(
+                f"{env_id} sets no limit to an episode and no episode of random actions ended within 5,000 timesteps, "
+                "so evaluation might never end: register it with max_episode_steps."
+            )
     return found
 
 

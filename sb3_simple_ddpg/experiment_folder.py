@@ -41,8 +41,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
         with suppress(OSError):  # the folder is gone or cannot be written: nothing is left to tidy
             beside.unlink(missing_ok=True)
         raise OSError(
-            f"{path} cannot be written ({error.strerror or error}): free space there or make the folder writable, then go "
-            "on with --resume. What is finished is kept."
+            f"{path} cannot be written ({error.strerror or error}): free space there or make the folder writable, then "
+            "go on with --resume. What is finished is kept."
         ) from error
 
 

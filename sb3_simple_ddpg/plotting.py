@@ -111,7 +111,9 @@ def plot_learning_curves(
             at_seconds = [np.interp(seconds, curve.wall_time_s, curve.mean_return) for curve in curves]
             _draw_curve(by_seconds, seconds, np.stack(at_seconds), name, number)
         for panel, unit in ((by_steps, "timesteps of training"), (by_seconds, "seconds of training (wall clock)")):
-            for stroke, (label, height) in zip(((0, (1, 3)), (0, (5, 5))), (references or {}).get(env_id, {}).items(), strict=False):
+            for stroke, (label, height) in zip(
+                ((0, (1, 3)), (0, (5, 5))), (references or {}).get(env_id, {}).items(), strict=False
+            ):
                 if height is not None:
                     panel.axhline(height, color="0.35", linestyle=stroke, linewidth=1, label=label, zorder=1)
             panel.set(xlabel=unit, title=env_id)
@@ -141,8 +143,8 @@ def _draw_curve(panel: "Axes", at: Array, curves: Array, name: str, number: int)
 
 def plot_performance_profile(samples: Mapping[str, Sequence[npt.ArrayLike]], xlabel: str) -> "Figure":
     """
-    Share of runs above each score, with its pointwise 95 % band: an algorithm whose line is above another's everywhere is
-    better whatever the threshold. Agarwal et al. 2021, Section 4.1.
+    Share of runs above each score, with its pointwise 95 % band: an algorithm whose line is above another's everywhere
+    is better whatever the threshold. Agarwal et al. 2021, Section 4.1.
 
     :param samples: by algorithm, one sample for each task
     :param xlabel: what the score is, with its unit
@@ -190,7 +192,7 @@ def plot_improvement(rows: Sequence[tuple[str, Interval]]) -> "Figure":
 
 def plot_intervals(tables: Mapping[str, Mapping[str, Mapping[str, Interval | None]]]) -> "Figure":
     """
-    Several statistics of the final return with their 95 % intervals, a panel each, a row of panels for each environment.
+    Statistics of the final return with their 95 % intervals, a panel each, a row of panels for each environment.
 
     :param tables: by environment, statistic and algorithm; None: nothing to draw
     :return: the figure

@@ -77,8 +77,8 @@ def median(*samples: npt.ArrayLike, axis: int = -1) -> Any:  # noqa: ANN401
 
 def iqm(*samples: npt.ArrayLike, axis: int = -1) -> Any:  # noqa: ANN401
     """
-    Interquartile mean: the mean without the lowest and the highest quarter, floor(n / 4) at each end, of all runs of all
-    tasks. Agarwal et al. 2021, Section 4.3.
+    Interquartile mean: the mean without the lowest and the highest quarter, floor(n / 4) at each end, of all runs of
+    all tasks. Agarwal et al. 2021, Section 4.3.
 
     :param samples: one for each task
     :param axis: along which the runs lie
@@ -107,8 +107,8 @@ def interval(
     seed: int = 0,
 ) -> Interval:
     """
-    A statistic with its stratified-bootstrap interval: runs are drawn again with replacement, within each task. Agarwal et
-    al. 2021, Section 4.2 and Appendix; `scipy.stats.bootstrap`, percentile method, at Hesterberg's widened level
+    A statistic with its stratified-bootstrap interval: runs are drawn again with replacement, within each task. Agarwal
+    et al. 2021, Section 4.2 and Appendix; `scipy.stats.bootstrap`, percentile method, at Hesterberg's widened level
 
         1 - 2 Phi(-sqrt(n / (n - 1)) t),  t the (1 + confidence) / 2 quantile of Student's t,
 
@@ -148,11 +148,11 @@ def probability_of_improvement(
     seed: int = 0,
 ) -> Interval:
     """
-    How probable it is that a run of X beats a run of Y: P(X > Y) + P(X = Y) / 2, Mann and Whitney's U / (n m), mean over
-    tasks. Agarwal et al. 2021, Section 4.3. 0.5 means no difference.
+    How probable it is that a run of X beats a run of Y: P(X > Y) + P(X = Y) / 2, Mann and Whitney's U / (n m), mean
+    over tasks. Agarwal et al. 2021, Section 4.3. 0.5 means no difference.
 
-    Where all runs of one beat all of the other, resamples do not differ; the interval is then Newcombe's, for the smallest
-    samples.
+    Where all runs of one beat all of the other, resamples do not differ; the interval is then Newcombe's, for the
+    smallest samples.
 
     :param samples: of X, one for each task
     :param others: of Y, for the same tasks
@@ -217,8 +217,8 @@ def performance_profile(
 
 def area_under_curve(timesteps: npt.ArrayLike, returns: npt.ArrayLike) -> float:
     """
-    Area under a learning curve by the trapezoidal rule, through its length: the mean return over training, in the unit of
-    the return. It rewards learning early as well as ending high.
+    Area under a learning curve by the trapezoidal rule, through its length: the mean return over training, in the unit
+    of the return. It rewards learning early as well as ending high.
 
     :param timesteps: T of them, rising
     :param returns: at those timesteps, shape (T,)
@@ -389,8 +389,9 @@ def _equivalence_p_value(own: Array, their: Array, margin: float) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """
-    p of several tests, raised so that all of them together are wrong in at most 5 of 100 comparisons of equal algorithms.
-    Holm 1979, Scandinavian Journal of Statistics 6, 65-70: the k-th smallest of m times (m - k + 1), never falling.
+    p of several tests, raised so that all of them together are wrong in at most 5 of 100 comparisons of equal
+    algorithms. Holm 1979, Scandinavian Journal of Statistics 6, 65-70: the k-th smallest of m times (m - k + 1), never
+    falling.
 
     :param p_values: of the tests
     :return: adjusted, in the same order

@@ -4,9 +4,7 @@ Not here: the runs (`experiment.py`), the formulas (`statistics.py`), tables and
 """
 
 import math
-import os
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -55,9 +53,11 @@ class Request:
     def over(self, other: "Request") -> "Request":
         """
         :param other: an earlier request, or the defaults
-        :return: this one, with the other's where this one says nothing
+        :return: this one, with the other's where this one says nothing; settings and presets follow the other's
         """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name in ("settings", "preset"):
+            values[name] = tuple(dict.fromkeys([*getattr(other, name), *values[name]]))
         return Request(
             **{name: getattr(other, name) if value in (None, ()) else value for name, value in values.items()}
         )
@@ -119,6 +119,8 @@ def compare(
     thresholds = _thresholds(request)
     find_algorithms(request.algorithms)  # a mistake in a name shows before the environments are made
 
+    cluster = {"engine": engine, "ray_address": ray_address} if engine != "local" else {}
+    command = _command(request, folder, **cluster, jobs=jobs)
     display = Display(console, live)
     with display.shown():
         experiment = run_experiment(
@@ -135,7 +137,7 @@ def compare(
             ray_address=ray_address,
             folder=folder,
             resume=resume,
-            notes={"request": asdict(request), "command": _command()},
+            notes={"request": asdict(request), "command": command},
             watcher=display,
         )
     with experiment_folder.locked(folder):
@@ -155,10 +157,14 @@ def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
-def _command() -> str:
-    """As it can be typed again; folders of the user's own are nobody's business."""
-    words = [word if not word.startswith(os.sep) else Path(word).name for word in sys.argv[1:]]
-    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "simple-ddpg"), *words])
+def _command(request: Request, folder: Path, **others: object) -> str:
+    """The whole comparison as one command, also where it was resumed; the user's own folders are nobody's business."""
+    values = {each.name.replace("settings", "set"): getattr(request, each.name) for each in fields(request)}
+    words = ["simple-ddpg", "compare"]
+    for name, value in {**values, **others, "out": folder.name}.items():
+        if value not in (None, ()):
+            words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)
 
 
 def _thresholds(request: Request) -> dict[str, tuple[float | None, str]]:
@@ -247,7 +253,8 @@ def _summarise_environment(
         absolute = margin * (high - random_return) if can_normalise else None
         found = statistics.difference(finals[first], finals[name], absolute)
         seconds = [runs[runs.algorithm == each].wall_time_s.to_numpy(float) for each in (first, name)]
-        against[name] = {**asdict(found), "speed_ratio": statistics.speed_ratio(*seconds), "verdict": found.verdict}
+        numbers = {each.name: getattr(found, each.name) for each in fields(found)}
+        against[name] = {**numbers, "speed_ratio": statistics.speed_ratio(*seconds), "verdict": found.verdict}
     for row, p_value in zip(
         against.values(), statistics.holm([row["p_value"] for row in against.values()]), strict=True
     ):

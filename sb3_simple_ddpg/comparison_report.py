@@ -94,7 +94,6 @@ def draw(experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, "Figur
         for name, row in table["against"].items()
     ]
     if rows:
-        rows = [(label, _interval(found)) for label, found in rows]
         figures["probability_of_improvement"] = plotting.plot_improvement(rows)
     titles = {
         "iqm": "interquartile mean", "mean": "mean", "median": "median",
@@ -113,10 +112,6 @@ def draw(experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, "Figur
     return figures
 
 
-def _interval(found: Interval | Mapping[str, float]) -> Interval:
-    return found if isinstance(found, Interval) else Interval(**found)
-
-
 def _without(values: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
     return None if values is None else {key: value for key, value in values.items() if key != name}
 
@@ -126,15 +121,13 @@ def _jsonable(value: Any) -> Any:  # noqa: ANN401 - whatever is within
     if isinstance(value, Interval):
         return _jsonable([value.estimate, value.low, value.high])
     if isinstance(value, Mapping):
-        if value.keys() == {"estimate", "low", "high"}:
-            return _jsonable(list(value.values()))
         return {key: _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def text(found: Interval | Mapping[str, float] | None, digits: int = 1) -> str:
+def text(found: Interval | None, digits: int = 1) -> str:
     """
     :param found: estimate and interval, or None
     :param digits: after the decimal point
@@ -142,7 +135,6 @@ def text(found: Interval | Mapping[str, float] | None, digits: int = 1) -> str:
     """
     if found is None:
         return "-"
-    found = _interval(found)
     if math.isinf(found.estimate):
         return "never by most" if math.isinf(found.low) else f"never by most (from {found.low:,.{digits}f})"
     high = "no bound" if math.isinf(found.high) else f"{found.high:,.{digits}f}"

@@ -48,6 +48,11 @@ class Experiment:
 class Watcher:
     """Hears of every run. This one keeps quiet; `comparison.Display` shows them."""
 
+    def planned(self, plan: Mapping[str, Any]) -> None:
+        """
+        :param plan: of the experiment, when everything was accepted and before any run
+        """
+
     def begin(self, jobs: Sequence[Job], finished: int, parallel: int) -> None:
         """
         :param jobs: still to be done
@@ -158,6 +163,8 @@ def run_experiment(
         finished = [] if folder is None else _prepare(folder, resume, plan)
         if folder is not None:
             experiment_folder.write_whole(folder / experiment_folder.PLAN, json.dumps(plan, indent=2) + "\n")
+        if watcher is not None:
+            watcher.planned(plan)
         return _run(todo, finished, plan, folder, lambda: _engine(engine, ray_address, jobs, threads), watcher)
 
 
@@ -199,7 +206,7 @@ def _prepare(folder: Path, resume: bool, plan: Mapping[str, Any]) -> list[dict[s
     """What is finished already."""
     if resume:
         experiment_folder.check_same_plan(experiment_folder.read_plan(folder), plan)
-    elif (folder / experiment_folder.PLAN).exists() or (folder / experiment_folder.RESULTS).exists():
+    elif (folder / experiment_folder.PLAN).exists() or experiment_folder.read_records(folder):
         raise ValueError(
             f"{folder} holds a comparison already: go on with --resume, or name another folder with --out."
         )

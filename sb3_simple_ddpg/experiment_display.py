@@ -61,6 +61,15 @@ class Display(Watcher):
             finally:
                 stop.set()
 
+    def planned(self, plan: Mapping[str, Any]) -> None:
+        for env_id, differing in plan["differing"].items():
+            if len(plan["algorithms"]) > 1:
+                how = "these settings differ:" if differing else "all settings are identical, noise included."
+                self.console.print(f"{env_id}: {how}", markup=False, highlight=False)
+            for name, values in differing.items():
+                said = ", ".join(f"{algorithm} {value}" for algorithm, value in values.items())
+                self.console.print(f"    {name}: {said}", markup=False, highlight=False)
+
     def begin(self, jobs: Sequence[Job], finished: int, parallel: int) -> None:
         self.total, self.done, self.parallel = len(jobs) + finished, finished, parallel
         self._todo = {job.key: job.algorithm.name for job in jobs}

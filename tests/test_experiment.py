@@ -54,6 +54,13 @@ class Fails(SimpleDDPG):
         return super().learn(*args, **kwargs)
 
 
+class AlwaysFails(SimpleDDPG):
+    """Fails with every seed."""
+
+    def learn(self, *args, **kwargs):
+        raise ZeroDivisionError("no seed works")
+
+
 class Dies(SimpleDDPG):
     """Seed 1 ends its process, as the kernel does when memory runs out; unless the file that `allow` names exists."""
 

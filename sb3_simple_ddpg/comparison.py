@@ -252,9 +252,17 @@ def _summarise_environment(
             continue
         absolute = margin * (high - random_return) if can_normalise else None
         found = statistics.difference(finals[first], finals[name], absolute)
-        seconds = [runs[runs.algorithm == each].wall_time_s.to_numpy(float) for each in (first, name)]
+        seconds, processor = (
+            [runs[runs.algorithm == each][column].to_numpy(float) for each in (first, name)]
+            for column in ("wall_time_s", "cpu_time_s")
+        )
         numbers = {each.name: getattr(found, each.name) for each in fields(found)}
-        against[name] = {**numbers, "speed_ratio": statistics.speed_ratio(*seconds), "verdict": found.verdict}
+        against[name] = {
+            **numbers,
+            "speed_ratio": statistics.speed_ratio(*seconds),
+            "processor_ratio": statistics.speed_ratio(*processor),
+            "verdict": found.verdict,
+        }
     for row, p_value in zip(
         against.values(), statistics.holm([row["p_value"] for row in against.values()]), strict=True
     ):

@@ -277,13 +277,14 @@ def _against(table: Mapping[str, Any]) -> str:
         "smallest p possible",
         "p of equivalence",
         "times as fast",
+        "by processor seconds",
     ]
     rows = [
         [
             f"{first} against {name}", text(row["improvement"], 2), f"{row['p_value']:.3g}",
             f"{row['p_value_holm']:.3g}", f"{row['smallest_p_value']:.2g}",
             "-" if row["margin"] is None else f"{row['equivalence_p_value']:.2g} (within {row['margin']:.3g})",
-            text(row["speed_ratio"], 2),
+            text(row["speed_ratio"], 2), text(row["processor_ratio"], 2),
         ]
         for name, row in table["against"].items()
     ]  # fmt: skip

@@ -122,7 +122,7 @@ def plot_learning_curves(
         by_steps.set_ylabel("return of an evaluation episode\n(interquartile mean, 95 % band)")
         by_steps.xaxis.set_major_formatter(_thousands)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
     return figure
 
 

@@ -1,10 +1,12 @@
 """`simple-ddpg compare` as a user types it, and what its summary says. Not here: runs (test_experiment.py)."""
 
+import inspect
 import io
 import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from sb3_simple_ddpg import comparison, comparison_report, experiment, experiment_display, experiment_folder, plotting
+from sb3_simple_ddpg import (
+    cli,
+    comparison,
+    comparison_report,
+    experiment,
+    experiment_display,
+    experiment_folder,
+    plotting,
+)
 from sb3_simple_ddpg.algorithms import find_algorithms
 from sb3_simple_ddpg.cli import main
 from sb3_simple_ddpg.experiment import Experiment
@@ -158,6 +168,18 @@ def test_mistakes_are_refused_with_nothing_run_or_written(args, message, here, t
 def test_resume_in_a_folder_without_a_comparison_is_refused(tmp_path, capsys):
     assert main(["compare", "--resume", "--out", str(tmp_path)]) == 2
     assert "holds no comparison that could be resumed" in capsys.readouterr().err
+
+
+def test_the_page_on_comparing_names_options_that_exist_and_its_python_runs(here, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "compare.md").read_text()
+    options = set(re.findall(r"--[a-z][a-z-]+", page))
+    assert len(options) > 10
+    known = set(inspect.signature(cli.compare).parameters)
+    assert {option[2:].replace("-", "_") for option in options} <= known
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(block.replace("20_000", "110").replace("seeds=10", "seeds=2"), {})  # less of it: the claim is that it runs
+    assert len(here.done) == 4
+    assert "simple_ddpg" in capsys.readouterr().out
 
 
 def test_thresholds_come_from_the_option_the_registry_or_the_table():

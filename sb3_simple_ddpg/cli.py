@@ -430,5 +430,5 @@ def _at_least_one(name: str, value: int) -> int:
 def run() -> None:
     """The console script."""
     warnings.filterwarnings("ignore", module="tqdm.*")
-    sys.path.insert(0, os.getcwd())  # environments and algorithms of the user's own, as `python -m` finds them
+    sys.path.append(os.getcwd())  # environments and algorithms of the user's own
     sys.exit(main())

@@ -246,29 +246,28 @@ def _summarise_environment(
         ]
         rows[name] = _numbers(finals[name], None if normalised is None else normalised[name], own, curves, threshold)
     first = names[0]
+    differences = {
+        name: statistics.difference(
+            finals[first], finals[name], margin * (high - random_return) if can_normalise else None
+        )
+        for name in names[1:]
+        if min(len(finals[first]), len(finals[name])) > 1
+    }
+    corrected = statistics.holm([found.p_value for found in differences.values()])
     against = {}
-    for name in names[1:]:
-        if min(len(finals[first]), len(finals[name])) < 2:
-            continue
-        absolute = margin * (high - random_return) if can_normalise else None
-        found = statistics.difference(finals[first], finals[name], absolute)
+    for (name, found), p_value in zip(differences.items(), corrected, strict=True):
         seconds, processor = (
             [runs[runs.algorithm == each][column].to_numpy(float) for each in (first, name)]
             for column in ("wall_time_s", "cpu_time_s")
         )
-        numbers = {each.name: getattr(found, each.name) for each in fields(found)}
         against[name] = {
-            **numbers,
+            **{each.name: getattr(found, each.name) for each in fields(found)},
+            "p_value_holm": p_value,
+            "verdict": found.verdict(len(differences), p_value),
+            "equivalent": found.equivalent,
             "speed_ratio": statistics.speed_ratio(*seconds),
             "processor_ratio": statistics.speed_ratio(*processor),
-            "verdict": found.verdict,
         }
-    for row, p_value in zip(
-        against.values(), statistics.holm([row["p_value"] for row in against.values()]), strict=True
-    ):
-        row["p_value_holm"] = p_value
-        if row["verdict"] in ("better", "worse") and p_value > statistics.SIGNIFICANCE:
-            row["verdict"] = "no difference shown"
     table = {
         "random_return": random_return,
         "threshold": threshold,
@@ -363,6 +362,12 @@ def _sentences(
         )
     elif runs < 10:
         found.append(f"With {runs} seeds the intervals are rough; ten or more are better.")
+    for column in ("torch", "python", "host"):
+        if column in experiment.runs and experiment.runs[column].nunique() > 1:
+            found.append(
+                f"Mind that the runs differ in {column}: {', '.join(sorted(experiment.runs[column].unique()))}. "
+                "Seconds of different machines and versions cannot be compared."
+            )
     if aggregate is not None:
         for name, improvement in aggregate["improvement"].items():
             first = next(iter(aggregate["algorithms"]))
@@ -375,10 +380,9 @@ def _sentences(
 
 def _verdict(first: str, name: str, row: Mapping[str, Any]) -> str:
     p = f"p = {row['p_value_holm']:.3g}"
-    if row["verdict"] == "better":
-        return f"{first} is better than {name} ({p})."
-    if row["verdict"] == "worse":
-        return f"{first} is worse than {name} ({p})."
+    if row["verdict"] in ("better", "worse"):
+        small = f", though their means differ by less than {row['margin']:.3g}" if row["equivalent"] else ""
+        return f"{first} is {row['verdict']} than {name} ({p}){small}."
     if row["verdict"] == "equivalent":
         return (
             f"{first} and {name} are statistically the same: no difference ({p}), and their means differ by less than "
@@ -387,7 +391,7 @@ def _verdict(first: str, name: str, row: Mapping[str, Any]) -> str:
     if row["verdict"] == "too few runs":
         return (
             f"too few seeds to tell {first} from {name}: whatever the returns, p cannot fall below "
-            f"{row['smallest_p_value']:.2g}. Use more seeds."
+            f"{row['smallest_p_value']:.2g} in one test. Use more seeds."
         )
     more = "" if row["margin"] is None else f" That they are the same within {row['margin']:.3g} is not shown either."
     return f"no difference between {first} and {name} is shown ({p}).{more}"

@@ -9,6 +9,7 @@ any node. So a process that dies takes no other run along.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -103,7 +104,7 @@ class LocalEngine:
             if self._stopped:
                 raise RuntimeError("The comparison was stopped.")
             process = subprocess.Popen(
-                [sys.executable, "-m", "sb3_simple_ddpg.experiment_worker", str(result)],
+                [sys.executable, "-P", "-m", "sb3_simple_ddpg.experiment_worker", str(result)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -155,10 +156,11 @@ class RayEngine:
             if address is None:
                 quiet |= {"include_dashboard": False, "num_cpus": (jobs or usable_cores() // threads or 1) * threads}
             try:
+                _check_address(address)
                 ray.init(address=address or "local", **quiet)
-            except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise ValueError(
-                    f"--ray-address {address} cannot be reached: {error} Start a cluster with `ray start --head`, or "
+                    f"--ray-address {address} cannot be reached ({error}). Start a cluster with `ray start --head`, or "
                     "leave --ray-address out to start one on this machine."
                 ) from error
         cpus = int(ray.cluster_resources().get("CPU", 0))
@@ -184,6 +186,13 @@ class RayEngine:
         """Leave the cluster, which ends what is running; one that was started here ends too."""
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Whether anybody listens at "host:port"; Ray itself would try for many minutes."""
+    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
+    if separator:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _execute_on_node(payload: bytes) -> Record:

@@ -159,13 +159,15 @@ def run_experiment(
         for env_id in env_ids
         for algorithm in chosen
     ]
-    with experiment_folder.locked(folder) if folder is not None else contextlib.nullcontext():
-        finished = [] if folder is None else _prepare(folder, resume, plan)
-        if folder is not None:
-            experiment_folder.write_whole(folder / experiment_folder.PLAN, json.dumps(plan, indent=2) + "\n")
-        if watcher is not None:
-            watcher.planned(plan)
-        return _run(todo, finished, plan, folder, lambda: _engine(engine, ray_address, jobs, threads), watcher)
+    runner = _engine(engine, ray_address, jobs, threads)  # a cluster that is not there shows before anything is written
+    try:
+        with experiment_folder.locked(folder) if folder is not None else contextlib.nullcontext():
+            finished = [] if folder is None else _prepare(folder, resume, plan)
+            if folder is not None:
+                experiment_folder.write_whole(folder / experiment_folder.PLAN, json.dumps(plan, indent=2) + "\n")
+            return _run(todo, finished, plan, folder, runner, watcher or Watcher())
+    finally:
+        runner.stop()
 
 
 def _run(
@@ -173,24 +175,22 @@ def _run(
     finished: list[dict[str, Any]],
     plan: dict[str, Any],
     folder: Path | None,
-    start_engine: Callable[[], Engine],
-    watcher: Watcher | None,
+    engine: Engine,
+    watcher: Watcher,
 ) -> Experiment:
-    watcher = watcher or Watcher()
     wanted = {job.key for job in todo}
     records = [record for record in finished if _key(record) in wanted]
     done = {_key(record) for record in records}
     todo = [job for job in todo if job.key not in done]
     failures: list[dict[str, Any]] = []
-    if todo:
-        engine = start_engine()
-        watcher.begin(todo, len(records), min(engine.jobs, len(todo)))
-        for job, record in run_all(todo, engine, watcher.started):
-            record = {"algorithm": job.algorithm.name, "env_id": job.env_id, "seed": job.seed, **record}
-            if folder is not None:
-                experiment_folder.save_record(folder, record)
-            (failures if "error" in record else records).append(record)
-            watcher.ended(job, record)
+    watcher.planned(plan)
+    watcher.begin(todo, len(records), min(engine.jobs, len(todo)))
+    for job, record in run_all(todo, engine, watcher.started):
+        record = {"algorithm": job.algorithm.name, "env_id": job.env_id, "seed": job.seed, **record}
+        if folder is not None:
+            experiment_folder.save_record(folder, record)
+        (failures if "error" in record else records).append(record)
+        watcher.ended(job, record)
     return _tidy(records, failures, plan)
 
 

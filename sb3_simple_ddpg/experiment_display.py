@@ -74,6 +74,9 @@ class Display(Watcher):
         self.total, self.done, self.parallel = len(jobs) + finished, finished, parallel
         self._todo = {job.key: job.algorithm.name for job in jobs}
         self._task = self._progress.add_task(self.status(), total=self.total, completed=finished)
+        if not jobs:
+            self.console.print(f"All {self.total} runs are finished already.")
+            return
         before = f", {finished} of them finished before" if finished else ""
         self.console.print(f"{self.total} runs{before}, {parallel} at a time. Ctrl-C stops; --resume goes on.")
 

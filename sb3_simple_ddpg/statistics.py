@@ -330,13 +330,21 @@ class Difference:
     margin: float | None
 
     @property
-    def verdict(self) -> str:
-        """One of "better", "worse", "equivalent", "no difference shown", "too few runs"."""
-        if self.p_value <= SIGNIFICANCE:
+    def equivalent(self) -> bool:
+        """Whether the means are shown to differ by less than the margin."""
+        return self.equivalence_p_value is not None and self.equivalence_p_value <= SIGNIFICANCE
+
+    def verdict(self, tests: int = 1, p_value: float | None = None) -> str:
+        """
+        :param tests: number of tests that this is one of
+        :param p_value: corrected for that number, see `holm`; None: as it is
+        :return: "better", "worse", "equivalent", "no difference shown" or "too few runs"
+        """
+        if (self.p_value if p_value is None else p_value) <= SIGNIFICANCE:
             return "better" if self.improvement.estimate > 0.5 else "worse"
-        if self.equivalence_p_value is not None and self.equivalence_p_value <= SIGNIFICANCE:
+        if self.equivalent:
             return "equivalent"
-        return "too few runs" if self.smallest_p_value > SIGNIFICANCE else "no difference shown"
+        return "too few runs" if tests * self.smallest_p_value > SIGNIFICANCE else "no difference shown"
 
 
 def difference(sample: npt.ArrayLike, other: npt.ArrayLike, margin: float | None = None) -> Difference:

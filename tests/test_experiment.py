@@ -459,6 +459,13 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
         engines.RayEngine()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "localhost:port"])
+def test_a_cluster_that_is_not_there_is_refused_with_nothing_written(address: str, tmp_path):
+    with pytest.raises(ValueError, match=f"--ray-address {address} cannot be reached .* Start a cluster"):
+        small(folder=tmp_path / "out", engine="ray", ray_address=address)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_each_run_has_a_process_and_a_dying_one_takes_no_other_along(tmp_path, monkeypatch):
     names = ["simple_ddpg", "dies=tests.test_experiment:Dies"]
@@ -492,12 +499,11 @@ def test_a_ray_cluster_of_two_nodes_does_the_runs_on_both(tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         other = cluster.add_node(num_cpus=1)
-        found = small(folder=tmp_path, engine="ray", ray_address=cluster.address)
+        found = small(["simple_ddpg"], folder=tmp_path, engine="ray", ray_address=cluster.address)
         assert found.failures == []
         assert set(found.runs.node) == {cluster.head_node.node_id, other.node_id}
-        assert found.runs.pid.nunique() == 4  # a fresh worker process each
         # Records came back to this process, which wrote them.
-        assert len(list((tmp_path / "results").iterdir())) == 4
+        assert len(list((tmp_path / "results").iterdir())) == 2
         assert not ray.is_initialized()
     finally:
         ray.shutdown()

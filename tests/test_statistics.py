@@ -149,14 +149,14 @@ def test_smallest_possible_p_is_that_of_separated_runs(runs: int, smallest: floa
     assert statistics.smallest_p_value(runs, runs) == pytest.approx(smallest)
     found = statistics.difference(np.arange(runs) + 100.0, np.arange(runs))
     assert found.p_value == pytest.approx(smallest)
-    assert found.verdict == ("too few runs" if runs < 4 else "better")
+    assert found.verdict() == ("too few runs" if runs < 4 else "better")
 
 
 def test_difference_says_better_worse_and_nothing_shown():
     low, high = np.arange(10.0), np.arange(10.0) + 20
-    assert statistics.difference(high, low).verdict == "better"
-    assert statistics.difference(low, high).verdict == "worse"
-    assert statistics.difference(low, low + 0.5).verdict == "no difference shown"
+    assert statistics.difference(high, low).verdict() == "better"
+    assert statistics.difference(low, high).verdict() == "worse"
+    assert statistics.difference(low, low + 0.5).verdict() == "no difference shown"
     assert statistics.difference([3.0] * 5, [3.0] * 5).p_value == 1.0
 
 
@@ -171,14 +171,14 @@ def test_equivalence_is_two_one_sided_tests():
     rng = np.random.default_rng(0)
     one, other = rng.normal(0, 1, 20), rng.normal(0, 1, 20)
     found = statistics.difference(one, other, margin=2.0)
-    assert found.verdict == "equivalent"
+    assert found.verdict() == "equivalent"
     # By hand, from the means and Welch's standard error: the nearer margin decides.
     error = math.sqrt(one.var(ddof=1) / 20 + other.var(ddof=1) / 20)
     distance = 2.0 - abs(one.mean() - other.mean())
     freedom = error**4 * 19 * 400 / (one.var(ddof=1) ** 2 + other.var(ddof=1) ** 2)
     assert found.equivalence_p_value == pytest.approx(stats.t.sf(distance / error, freedom))
-    assert statistics.difference(one, other, margin=0.1).verdict == "no difference shown"
-    assert statistics.difference([1.0, 1.0], [1.5, 1.5], margin=1.0).verdict == "equivalent"
+    assert statistics.difference(one, other, margin=0.1).verdict() == "no difference shown"
+    assert statistics.difference([1.0, 1.0], [1.5, 1.5], margin=1.0).verdict() == "equivalent"
     with pytest.raises(ValueError, match="margin of equivalence must be above 0"):
         statistics.difference(one, other, margin=0.0)
 
@@ -245,6 +245,6 @@ def test_for_equal_algorithms_the_probability_of_improvement_holds_one_half_95_t
 @pytest.mark.slow
 def test_equal_algorithms_are_called_different_at_most_5_times_in_100():
     rng = np.random.default_rng(0)
-    verdicts = [statistics.difference(skewed(rng, 10), skewed(rng, 10)).verdict for _ in range(SIMULATIONS)]
+    verdicts = [statistics.difference(skewed(rng, 10), skewed(rng, 10)).verdict() for _ in range(SIMULATIONS)]
     # Three standard deviations above 0.05: 0.05 + 3 * sqrt(0.05 * 0.95 / 300) = 0.088.
     assert np.mean([verdict in ("better", "worse") for verdict in verdicts]) <= 0.088

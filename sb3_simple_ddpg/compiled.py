@@ -22,6 +22,7 @@ from torch.optim.adam import adam
 from torch.utils import _pytree as pytree
 
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
+from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -299,7 +300,10 @@ def _named_tensors(network: th.nn.Module) -> Named:
 
 
 def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
-    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) != 1:
+    if (
+        type(optimizer) not in (th.optim.Adam, th.optim.AdamW, FusedAdam, FusedAdamW)
+        or len(optimizer.param_groups) != 1
+    ):
         return False
     group = optimizer.param_groups[0]
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks

@@ -26,7 +26,8 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_simple_ddpg.layers import DenseLayers
+from sb3_simple_ddpg.layers import DenseLayers, call
+from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
 
 
 class Actor(BasePolicy):
@@ -74,13 +75,14 @@ class Actor(BasePolicy):
         :return: mu(s), shape (B, A), in [-1, 1]
         """
         features = _extract_features(self, observations)
-        actions: th.Tensor = self.mu(features)
+        actions: th.Tensor = call(self.mu, features)
         return actions
 
     @property
     def device(self) -> th.device:
         """Where the weights are; SB3 walks over all modules to find out, at every prediction."""
-        return self.mu.device if isinstance(self.mu, DenseLayers) else super().device
+        mu = self.mu
+        return mu.device if type(mu) is DenseLayers else super().device
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         # The policy is deterministic; the flag exists in SB3's interface for stochastic ones.
@@ -143,7 +145,7 @@ class Critic(BaseModel):
         features = _extract_features(self, observations)
         if self.share_features_extractor:
             features = features.detach()
-        q_values: th.Tensor = self.qf0(th.cat([features, actions], dim=1))
+        q_values: th.Tensor = call(self.qf0, th.cat([features, actions], dim=1))
         return q_values
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -228,6 +230,7 @@ class DDPGPolicy(BasePolicy):
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
         self.action_shape: tuple[int, ...] = action_space.shape
+        self._action_low, self._action_width = action_space.low, action_space.high - action_space.low
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -315,15 +318,35 @@ class DDPGPolicy(BasePolicy):
         # SB3's general way costs more than a small network: copies, checks of images and dicts, walks over modules.
         if type(observation) is not np.ndarray or type(space) is not spaces.Box or len(space.shape) != 1:
             return super().predict(observation, state, episode_start, deterministic)
-        if observation.shape[-1:] != space.shape or observation.ndim > 2:
-            return super().predict(observation, state, episode_start, deterministic)  # it says what is wrong
+        if observation.shape[-1:] != space.shape or observation.ndim > 2 or not observation.flags.carray:
+            return super().predict(observation, state, episode_start, deterministic)  # it copies, or says what is wrong
         self.set_training_mode(False)
+        actor = self.actor
+        observations = th.from_numpy(observation if observation.ndim == 2 else observation[np.newaxis])
         with th.no_grad():
-            actions = (
-                self.actor(th.as_tensor(observation.reshape(-1, *space.shape), device=self.actor.device)).cpu().numpy()
-            )
+            actions = call(actor, observations.to(actor.device)).cpu().numpy()
         actions = self.unscale_action(actions.reshape(-1, *self.action_shape))
         return actions if observation.ndim == 2 else actions.squeeze(axis=0), state
+
+    def scale_action(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """
+        From [low, high] to [-1, 1]; mirrors SB3 2.9.2 to the last bit.
+
+        :param action: in the unit of the environment, shape (..., *action_space.shape)
+        :return: where 1.0 is half the width of the action range
+        """
+        scaled_action: npt.NDArray[Any] = 2.0 * ((action - self._action_low) / self._action_width) - 1.0
+        return scaled_action
+
+    def unscale_action(self, scaled_action: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """
+        From [-1, 1] to [low, high]; mirrors SB3 2.9.2 to the last bit.
+
+        :param scaled_action: where 1.0 is half the width of the action range, shape (..., *action_space.shape)
+        :return: in the unit of the environment
+        """
+        action: npt.NDArray[Any] = self._action_low + (0.5 * (scaled_action + 1.0) * self._action_width)
+        return action
 
     def set_training_mode(self, mode: bool) -> None:
         """
@@ -380,12 +403,17 @@ def _make_optimizer(
 ) -> th.optim.Optimizer:
     # PyTorch's own optimizers have a kernel that updates all tensors in one call; it is off by default on the CPU.
     # The formula is the same. A subclass, another optimizer, or the user's own choice is left as it is.
-    fusible = optimizer_class in (th.optim.Adam, th.optim.AdamW, th.optim.SGD)
     user_chose = {"fused", "foreach", "differentiable", "capturable"} & kwargs.keys()
-    if fusible and not user_chose:
-        kwargs = {**kwargs, "fused": True}
+    if optimizer_class in _FUSED and not user_chose:
+        optimizer_class, kwargs = _FUSED[optimizer_class], {**kwargs, "fused": True}
     return optimizer_class(network.parameters(), lr=learning_rate, **kwargs)  # type: ignore[call-arg]  # the base class declares no lr
 
+
+_FUSED: dict[type[th.optim.Optimizer], type[th.optim.Optimizer]] = {
+    th.optim.Adam: FusedAdam,
+    th.optim.AdamW: FusedAdamW,
+    th.optim.SGD: th.optim.SGD,
+}
 
 MlpPolicy = DDPGPolicy
 

@@ -31,6 +31,7 @@ from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_t
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
 from sb3_simple_ddpg.sampling import sample_batches
+from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
@@ -177,6 +178,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         checks.check_action_space(vec_env.action_space)
+        if not isinstance(env, VecEnv):
+            QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has just made it
         return vec_env
 
     def _setup_model(self) -> None:
@@ -278,7 +281,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         # A shared features extractor stands among the critic's weights too, and has no gradient there: None.
         gradients = th.autograd.grad(loss, weights, allow_unused=True)
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
+            weight.grad = gradient if gradient is None else gradient.contiguous()  # fused kernels need plain layout
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
         optimizer.step()
@@ -368,7 +371,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
     ) -> None:
         """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy of what these two buffers do not write to."""
         copies_itself = type(replay_buffer) in (ReplayBuffer, NStepReplayBuffer)
-        if not copies_itself or self._vec_normalize_env is not None or dones.any():
+        if not copies_itself or self._vec_normalize_env is not None or True in dones.tolist():
             super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
             return
         self._last_original_obs = self._last_obs

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import DDPG
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
@@ -18,7 +19,9 @@ from torch import nn
 from sb3_simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.layers import DenseLayers
 from sb3_simple_ddpg.sampling import sample_batches
+from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
 from tests.environments import Chain
+from tests.side_by_side import Dummy
 
 
 def make_model(n_envs: int = 1, **settings: Any) -> SimpleDDPG:
@@ -40,6 +43,47 @@ def test_dense_layers_give_the_bits_of_a_sequential(activation: type[nn.Module],
     ours, theirs = (th.autograd.grad(network(inputs).sum(), weights) for network in (dense, sequential))
     assert all(map(th.equal, ours, theirs))
     assert dense.state_dict().keys() == sequential.state_dict().keys()
+
+
+@pytest.mark.parametrize("inputs_learn", [False, True])
+def test_few_inputs_and_many_units_give_a_sequential_s_gradients(inputs_learn: bool):
+    th.manual_seed(0)
+    dense = DenseLayers(nn.Linear(4, 128), nn.ReLU(), nn.Linear(128, 1))
+    inputs = th.randn(64, 4, requires_grad=inputs_learn)
+    weights = [*([inputs] if inputs_learn else []), *dense.parameters()]
+    ours = th.autograd.grad(dense(inputs).sum(), weights)
+    theirs = th.autograd.grad(nn.Sequential.forward(dense, inputs).sum(), weights)
+    for gradient, expected in zip(ours, theirs, strict=True):
+        # Sums of 64 or 128 numbers of about 1 in another order.
+        assert gradient == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    # The fast layout was taken: PyTorch passes it on to the gradient.
+    assert ours[int(inputs_learn)].stride() == (1, 128)
+    assert dense[0].weight.stride() == (4, 1)
+
+
+def test_what_a_hook_has_seen_is_not_overwritten():
+    seen = []
+    dense = DenseLayers(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    nn.init.constant_(dense[0].weight, -1.0)
+    nn.init.zeros_(dense[0].bias)
+    dense[0].register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    dense(th.ones(1, 1))
+    assert seen[0].tolist() == [[-1.0, -1.0]]  # before the ReLU
+    first_is_relu, inputs = DenseLayers(nn.ReLU()), th.tensor([[-1.0]])
+    assert first_is_relu(inputs).item() == 0.0
+    assert inputs.item() == -1.0
+
+
+@pytest.mark.parametrize("network", ["actor", "critic", "actor.mu", "critic.qf0"])
+def test_hooks_on_whole_networks_are_called(network: str):
+    model = make_model().learn(40)
+    calls = []
+    model.policy.get_submodule(network).register_forward_hook(lambda *_: calls.append(1))
+    model.train(1, 8)
+    if network.startswith("actor"):
+        assert len(calls) == 1
+        model.predict(np.zeros(3, np.float32))
+    assert len(calls) == 2  # the critic judges the batch, then the actor's actions
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -129,6 +173,62 @@ def test_collecting_stores_sb3_s_bits(n_envs: int):
     assert np.array_equal(states[0][0], states[1][0])
     assert states[0][1] == states[1][1]
     assert np.array_equal(ours._last_obs, theirs._last_obs)
+
+
+def test_scaling_gives_sb3_s_bits_for_bounds_of_any_kind():
+    low, high = np.array([-3.0, 0.1, 1e-3], np.float32), np.array([7.0, 0.3, 1e3], np.float32)
+    policy = SimpleDDPG("MlpPolicy", Dummy(spaces.Box(-1, 1, (2,)), spaces.Box(low, high))).policy
+    actions = np.random.default_rng(0).uniform(low, high, (1000, 3)).astype(np.float32)
+    scaled = BasePolicy.scale_action(policy, actions)
+    assert np.array_equal(policy.scale_action(actions), scaled)
+    assert np.array_equal(policy.unscale_action(scaled), BasePolicy.unscale_action(policy, scaled))
+
+
+@pytest.mark.parametrize("observation", ["reversed", "read-only"])
+def test_predict_takes_arrays_that_pytorch_cannot_share(observation: str):
+    model = make_model()
+    rows = np.eye(3, dtype=np.float32)
+    expected, _ = model.predict(rows)
+    if observation == "reversed":
+        assert np.array_equal(model.predict(rows[::-1])[0], expected[::-1])
+    else:
+        rows.flags.writeable = False
+        assert np.array_equal(model.predict(rows)[0], expected)
+
+
+def test_a_single_environment_is_copied_without_deepcopy(monkeypatch):
+    model = SimpleDDPG("MlpPolicy", Chain("truncated"), policy_kwargs={"net_arch": [8]}, seed=0)
+    env = model.get_env()
+    assert type(env) is QuickDummyVecEnv
+    env.reset()
+    monkeypatch.setattr("sb3_simple_ddpg.vec_env.deepcopy", None)
+    first, *_, infos = env.step(np.zeros((1, 1), np.float32))
+    before = first.copy()
+    infos[0]["mine"] = 1
+    _, _, _, later_infos = env.step(np.zeros((1, 1), np.float32))
+    assert np.array_equal(first, before)
+    assert later_infos == [{"TimeLimit.truncated": False}]
+
+
+def test_infos_that_hold_arrays_are_copied_deeply():
+    class Telling(Chain):
+        def step(self, action):
+            observation, reward, terminated, truncated, _ = super().step(action)
+            return observation, reward, terminated, truncated, self.info
+
+    inner = Telling("truncated")
+    inner.info = {"place": np.zeros(2)}
+    env = SimpleDDPG("MlpPolicy", inner, policy_kwargs={"net_arch": [8]}).get_env()
+    env.reset()
+    infos = env.step(np.zeros((1, 1), np.float32))[-1]
+    inner.info["place"][:] = 5.0
+    assert infos[0]["place"].tolist() == [0.0, 0.0]
+
+
+def test_vectorised_environments_of_the_user_stay_as_they_are():
+    env = DummyVecEnv([lambda: Chain("truncated")])
+    assert type(SimpleDDPG("MlpPolicy", env, policy_kwargs={"net_arch": [8]}).get_env()) is DummyVecEnv
+    assert type(env.buf_infos) is list
 
 
 def test_no_layer_is_visited_when_none_depends_on_the_mode(monkeypatch):

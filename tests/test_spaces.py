@@ -324,7 +324,7 @@ def test_two_critics_are_refused_and_one_is_accepted():
 )
 def test_policy_kwargs_train_like_sb3(policy_kwargs):
     ours, theirs = train_side_by_side(lambda: Dummy(VECTOR), policy_kwargs=policy_kwargs)
-    assert type(ours.actor.optimizer) is type(theirs.actor.optimizer)
+    assert isinstance(ours.actor.optimizer, type(theirs.actor.optimizer))
     assert_same_agent(ours, theirs, n_updates=20)
 
 

@@ -336,13 +336,12 @@ def _sentences(
         for name, row in table["against"].items():
             found.append(f"{env_id}: {_verdict(first, name, row)}")
             ratio: Interval = row["speed_ratio"]
-            how = (
-                "faster"
-                if ratio.low > 1
-                else "slower"
-                if ratio.high < 1
-                else "neither faster nor slower, as far as shown"
-            )
+            if min(table["algorithms"][each]["runs"] for each in (first, name)) < 5:
+                how = "too few seeds to call it faster or slower"
+            elif ratio.holds(1.0):
+                how = "neither faster nor slower, as far as shown"
+            else:
+                how = "faster" if ratio.low > 1 else "slower"
             found.append(
                 f"{env_id}: {first} trains {ratio.estimate:.2f} times as fast as {name} (95 %: {ratio.low:.2f} to "
                 f"{ratio.high:.2f}, seconds of training): {how}."

@@ -342,9 +342,9 @@ class Difference:
         """
         if (self.p_value if p_value is None else p_value) <= SIGNIFICANCE:
             return "better" if self.improvement.estimate > 0.5 else "worse"
-        if self.equivalent:
-            return "equivalent"
-        return "too few runs" if tests * self.smallest_p_value > SIGNIFICANCE else "no difference shown"
+        if tests * self.smallest_p_value > SIGNIFICANCE:
+            return "too few runs"  # who could not have seen a difference cannot claim that there is none
+        return "equivalent" if self.equivalent else "no difference shown"
 
 
 def difference(sample: npt.ArrayLike, other: npt.ArrayLike, margin: float | None = None) -> Difference:

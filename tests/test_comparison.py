@@ -266,6 +266,7 @@ def test_summary_says_plainly_who_won_who_lost_and_what_cannot_be_told():
     few = sentences({"a": good[:3], "b": bad[:3]})
     assert "too few seeds to tell a from b: whatever the returns, p cannot fall below 0.1" in few
     assert "3 runs span the true median only 75 times in 100" in few  # 1 - 2 / 2^3
+    assert "too few seeds to call it faster or slower" in few
     assert "With 8 seeds the intervals are rough" in sentences({"a": good[:8], "b": bad[:8]})
     close = sentences({"a": good, "b": [value - 30 for value in good]})
     assert "a is better than b" in close

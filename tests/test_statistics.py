@@ -178,7 +178,9 @@ def test_equivalence_is_two_one_sided_tests():
     freedom = error**4 * 19 * 400 / (one.var(ddof=1) ** 2 + other.var(ddof=1) ** 2)
     assert found.equivalence_p_value == pytest.approx(stats.t.sf(distance / error, freedom))
     assert statistics.difference(one, other, margin=0.1).verdict() == "no difference shown"
-    assert statistics.difference([1.0, 1.0], [1.5, 1.5], margin=1.0).verdict() == "equivalent"
+    assert statistics.difference([1.0] * 5, [1.5, 1.5, 1.5, 0.5, 0.5], margin=1.0).verdict() == "equivalent"
+    # Two runs each cannot show a difference, so they cannot show that there is none.
+    assert statistics.difference([1.0, 1.0], [1.0, 1.0], margin=1.0).verdict() == "too few runs"
     with pytest.raises(ValueError, match="margin of equivalence must be above 0"):
         statistics.difference(one, other, margin=0.0)
 

@@ -52,7 +52,7 @@ class EnvSettings:
         """
         try:
             env = gym.make(self.env_id)
-        except gym.error.Error as error:
+        except (gym.error.Error, ImportError) as error:
             raise ValueError(f"The environment {self.env_id!r} cannot be made: {error}") from error
         for path in self.wrappers:
             env = import_object(path)(env)
@@ -124,7 +124,7 @@ def write_config(folder: Path, env: EnvSettings, arguments: dict[str, Any], **ot
     packages = ("sb3-simple-ddpg", "stable-baselines3", "torch", "gymnasium", "numpy")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     config = {"env": asdict(env), **others, "arguments": {**defaults, **arguments}, "versions": versions}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, default=_describe) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, default=describe) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -211,10 +211,13 @@ def _ignore_ctrl_c(maker: Any) -> Any:  # noqa: ANN401 - SB3 types its makers so
     return make
 
 
-def _describe(value: object) -> object:
-    """What JSON does not know, in words."""
+def describe(value: object) -> object:
+    """
+    :param value: what JSON does not know
+    :return: the same in words or numbers
+    """
     if isinstance(value, FloatSchedule):
-        return _describe(value.value_schedule)
+        return describe(value.value_schedule)
     if isinstance(value, ConstantSchedule):
         return value.val
     if inspect.isclass(value) or inspect.isfunction(value):

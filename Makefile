@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest
+.PHONY: crash-test soak
 .PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
@@ -21,6 +22,14 @@ test-fast: $(VENV)/installed-dev
 # The README's table of speeds; SBX, where it is installed: SBX_PYTHON=path of the Python of its environment.
 benchmark: $(VENV)/installed-dev
 	$(BIN)/simple-ddpg benchmark $(if $(SBX_PYTHON),--sbx-python $(SBX_PYTHON))
+
+# Kill a training N times at random moments, resume it each time, and compare it to one that was left alone.
+crash-test: $(VENV)/installed-dev
+	$(BIN)/python -m tests.long.crash_test --kills $(or $(N),200)
+
+# N timesteps in eight processes with checkpoints and evaluation: memory and open files flat, no process left.
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m tests.long.soak --timesteps $(or $(N),200000)
 
 # SB3's own tests with SimpleDDPG in the place of DDPG and TD3; SB3_REPO is a checkout of stable-baselines3.
 sb3-suite: check-sb3-repo $(VENV)/installed-dev

@@ -7,19 +7,23 @@ import difflib
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_simple_ddpg.exploration import noise_scale
 
 if TYPE_CHECKING:
+    from sb3_simple_ddpg.policies import DDPGPolicy
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 P = ParamSpec("P")
@@ -31,7 +35,10 @@ class UnsupportedError(ValueError, AssertionError):
 
 
 class NonFiniteError(FloatingPointError, ValueError):
-    """A loss that is NaN or infinite. Also a ValueError, since RL Zoo's search gives a trial up at that one only."""
+    """A number that is NaN or infinite. Also a ValueError, since RL Zoo's search gives a trial up at that one only."""
+
+    #: Whether the message has timestep and ranges, and a diagnosis was written.
+    reported = False
 
 
 _TD3 = "stable_baselines3.TD3 has it (twin critics, delayed updates, target smoothing)"
@@ -135,6 +142,34 @@ def check_extractor(
         )
 
 
+def check_actions(policy: "DDPGPolicy", observation: object, actions: npt.NDArray[Any]) -> None:
+    """
+    :param policy: that gave the actions
+    :param observation: s, one or a batch
+    :param actions: for the environment
+    :raises NonFiniteError: when an action is NaN, with what made it so
+    """
+    # The sum of squares in one fast call; actions have finite bounds, so only NaN can make it anything else.
+    if math.isfinite(np.vdot(actions, actions)) or np.isfinite(actions).all():
+        return
+    for name, weight in policy.actor.named_parameters():
+        if not th.isfinite(weight).all():
+            raise NonFiniteError(
+                f"The actor's weights are not finite ({name}), so it has no action: load an earlier model or "
+                "checkpoint."
+            )
+    parts = observation.items() if isinstance(observation, Mapping) else [("", observation)]
+    for key, values in parts:
+        with np.errstate(over="ignore"):
+            found = np.asarray(values, np.float32)  # what the network sees
+        if not np.isfinite(found).all():
+            raise NonFiniteError(
+                f"The observation{f' {key!r}' if key else ''} is not finite in float32: {values}. The actor has no "
+                "action for it."
+            )
+    raise NonFiniteError(f"The actor's action is {actions}, though weights and observation are finite: too large?")
+
+
 def check_hyperparameters(model: "SimpleDDPG") -> None:
     """
     :param model: an algorithm whose constructor has stored its arguments
@@ -145,13 +180,14 @@ def check_hyperparameters(model: "SimpleDDPG") -> None:
     _check_range("gamma", model.gamma, 0, 1, "0.99 for example")
     for name in ("batch_size", "buffer_size", "n_steps"):
         _check_count(name, getattr(model, name), 1)
+    _check_count("stats_window_size", model._stats_window_size, 1)
     _check_count("learning_starts", model.learning_starts, 0)
     _check_count("gradient_steps", model.gradient_steps, -1)
     for name in ("learning_rate", "critic_learning_rate"):
         rate = getattr(model, name)
         if callable(rate):
             rate = rate(1.0)
-        if rate is not None:
+        if rate is not None or name == "learning_rate":
             _check_range(name, rate, 0, math.inf, "1e-3 for example")
     if model.max_grad_norm is not None:
         _check_range("max_grad_norm", model.max_grad_norm, 0, math.inf, "None for no clipping, 1.0 for example")
@@ -161,9 +197,58 @@ def check_hyperparameters(model: "SimpleDDPG") -> None:
             )
     if model.on_non_finite not in ("stop", "skip"):
         raise ValueError(f"on_non_finite must be 'stop' or 'skip', got {model.on_non_finite!r}.")
+    if model.tensorboard_log is not None and not isinstance(model.tensorboard_log, str | os.PathLike):
+        raise TypeError(f"tensorboard_log must be a folder or None, got {model.tensorboard_log!r}.")
+    _check_net_arch(model.policy_kwargs.get("net_arch"))
+    if isinstance(model.train_freq, tuple) and len(model.train_freq) != 2:
+        raise ValueError(f"train_freq must be a number or (number, unit), got {model.train_freq}: (1, 'episode').")
     frequency = model.train_freq[0] if isinstance(model.train_freq, tuple) else model.train_freq
     if isinstance(frequency, int):  # SB3 itself refuses other types and unknown units
         _check_count("train_freq", frequency, 1)
+
+
+def _check_net_arch(net_arch: object) -> None:
+    parts = net_arch.values() if isinstance(net_arch, dict) else [net_arch]
+    if net_arch is None:
+        return
+    if isinstance(net_arch, dict) and net_arch.keys() != {"pi", "qf"}:
+        raise UnsupportedError(f"net_arch must have the keys 'pi' (actor) and 'qf' (critic), got {net_arch}.")
+    for layers in parts:
+        if not isinstance(layers, list):
+            raise UnsupportedError(
+                f"The net_arch can only contain be a list of ints or a dict, got {net_arch!r}: [256, 256], for example."
+            )
+        for units in layers:
+            _check_count("net_arch: the units of a layer", units, 1)
+
+
+def check_device(device: object) -> None:
+    """
+    :param device: of the networks
+    :raises ValueError: for one that PyTorch does not know
+    """
+    try:
+        th.device("cpu" if device == "auto" else device)  # type: ignore[call-overload]  # that is the question
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be 'auto', 'cpu', 'cuda' or another of PyTorch's, got {device!r}: {error}"
+        ) from None
+
+
+def check_wrappers(env: VecEnv) -> None:
+    """
+    :param env: with all its wrappers
+    :raises UnsupportedError: for a VecFrameStack around a VecNormalize, whose raw observations are not stacked
+    """
+    stacked = False
+    while isinstance(env, VecEnvWrapper):
+        if stacked and isinstance(env, VecNormalize):
+            raise UnsupportedError(
+                "VecFrameStack stands around VecNormalize, and the replay buffer keeps observations as they were "
+                "before VecNormalize, which are not stacked there: write VecNormalize(VecFrameStack(env, n))."
+            )
+        stacked = stacked or isinstance(env, VecFrameStack)
+        env = env.venv
 
 
 def check_train_freq(train_freq: TrainFreq, n_envs: int) -> None:

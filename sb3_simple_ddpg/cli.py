@@ -5,11 +5,15 @@ Not here: what the commands do to files (`runs.py`, `export.py`), to figures (`p
 """
 
 import ast
+import contextlib
 import inspect
 import itertools
+import json
 import math
 import os
+import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from datetime import datetime
@@ -21,12 +25,14 @@ import numpy as np
 import torch as th
 import tyro
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback, StopTrainingOnMaxEpisodes
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, SeqWriter, configure
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_simple_ddpg import checks, presets, runs
+from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.storage import CheckpointError
 
 #: What may follow one `--set`, which may be given several times.
 Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
@@ -50,6 +56,8 @@ def train(
     eval_episodes: int = 100,
     progress: bool = True,
     tensorboard: bool = False,
+    checkpoint_every: int | None = None,
+    resume: Path | None = None,
 ) -> int:
     """
     Train on an environment, then evaluate; by default DDPG on Pendulum-v1 for 100 episodes.
@@ -72,8 +80,13 @@ def train(
     :param eval_episodes: number of deterministic episodes after training, 0 for none
     :param progress: show a progress bar; without it the log is printed as a table
     :param tensorboard: write a log for TensorBoard too
+    :param checkpoint_every: number of timesteps between two checkpoints, at each of which every episode starts anew
+    :param resume: folder of a run with checkpoints, to go on with; its settings are used
     :return: exit status
     """
+    if resume is not None:
+        _refuse_other_options(train, locals(), ("resume", "eval_episodes", "progress"))
+        return _resume(resume, eval_episodes, progress)
     th.set_num_threads(_at_least_one("threads", threads))
     preset_name, arguments = presets.choose_preset(preset, env)
     for assignment in itertools.chain(*set):
@@ -82,6 +95,8 @@ def train(
     timesteps, max_episodes = _budget(settings, episodes, timesteps)
     if eval_episodes < 0:
         raise ValueError(f"--eval-episodes must be at least 0, got {eval_episodes}.")
+    if checkpoint_every is not None:
+        _at_least_one("checkpoint-every", checkpoint_every)
     folder = _choose_folder(out, env, overwrite)
 
     monitor = settings.make()
@@ -91,7 +106,7 @@ def train(
 
     # Every setting is accepted; from here on files are written.
     _prepare_folder(folder)
-    monitor.results_writer = ResultsWriter(
+    monitor.results_writer = _PatientResults(
         str(folder / runs.MONITOR), header={"t_start": monitor.t_start, "env_id": env}
     )
     random_return = settings.random_return(seed)
@@ -105,37 +120,89 @@ def train(
         timesteps=timesteps,
         threads=threads,
         random_return=random_return,
+        tensorboard=tensorboard,
+        checkpoint_every=checkpoint_every,
     )
-    formats = ["csv", *(["tensorboard"] if tensorboard else []), *([] if progress else ["stdout"])]
-    model.set_logger(configure(str(folder), formats))
+    model.set_logger(_logger(folder, progress, tensorboard))
     budget = f"{max_episodes} episodes" if max_episodes else f"{timesteps} timesteps"
     print(f"Training on {env} for {budget}, seed {seed}, preset {preset_name!r}. Ctrl-C saves and stops.")
     for sentence in checks.advice(model):
         print(f"Advice: {sentence}")
 
-    callbacks: list[BaseCallback] = [_ReturnsProgressBar()] if progress else []
-    if max_episodes:
-        # SB3 counts episodes per environment.
-        callbacks.append(StopTrainingOnMaxEpisodes(math.ceil(max_episodes / n_envs)))
-    interrupted = False
+    return _learn(model, folder, timesteps, progress, eval_episodes)
+
+
+def _resume(folder: Path, eval_episodes: int, progress: bool) -> int:
+    config = runs.read_config(folder)
+    th.set_num_threads(config["threads"])
+    settings: runs.EnvSettings = config["env"]
+    monitor = settings.make()
+    training_env: VecEnv = monitor
+    if settings.normalize:
+        training_env = VecNormalize(monitor, gamma=config["arguments"]["gamma"])
     try:
-        model.learn(timesteps, callbacks)
+        model = SimpleDDPG.resume(folder / runs.CHECKPOINTS, training_env)
+    except CheckpointError as error:
+        raise ValueError(f"{error} Checkpoints are written by `simple-ddpg train --checkpoint-every N`.") from error
+    runs.keep_until(folder, model._episode_num, model.num_timesteps)
+    for name in (runs.ERROR, runs.DIAGNOSIS):
+        (folder / name).unlink(missing_ok=True)
+    monitor.results_writer = _PatientResults(str(folder / runs.MONITOR), override_existing=False)
+    with (folder / runs.MONITOR).open() as file:
+        monitor.t_start = json.loads(file.readline()[1:])["t_start"]
+    model.set_logger(_logger(folder, progress, config["tensorboard"]))
+    print(f"Going on at timestep {model.num_timesteps} of {config['timesteps']}. Ctrl-C saves and stops.")
+    return _learn(model, folder, config["timesteps"], progress, eval_episodes)
+
+
+def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval_episodes: int) -> int:
+    """Up to this timestep; then, whatever happens, save; then evaluate."""
+    config = runs.read_config(folder)
+    settings: runs.EnvSettings = config["env"]
+    callbacks: list[BaseCallback] = [_ReturnsProgressBar()] if progress else []
+    finished = model.num_timesteps >= timesteps
+    if config["episodes"]:
+        # SB3 counts episodes per environment.
+        stop = StopTrainingOnMaxEpisodes(math.ceil(config["episodes"] / settings.n_envs))
+        stop.n_episodes = model._episode_num
+        callbacks.append(stop)
+        finished = finished or model._episode_num >= stop.max_episodes * settings.n_envs
+    if config["checkpoint_every"]:
+        callbacks.append(ExactCheckpointCallback(folder / runs.CHECKPOINTS, config["checkpoint_every"]))
+    interrupted, failure = False, None
+    try:
+        if not finished:
+            model.learn(timesteps - model.num_timesteps, callbacks, reset_num_timesteps=model.num_timesteps == 0)
     except KeyboardInterrupt:
         interrupted = True
         print(f"\nInterrupted at timestep {model.num_timesteps}.")
+    except Exception as error:  # of the environment, most likely: what was learned is saved all the same
+        failure = error
+        (folder / runs.ERROR).write_text("".join(traceback.format_exception(error)), "utf-8")
+    training_env = model.env
+    assert training_env is not None
     model.save(folder / runs.MODEL)
     if isinstance(training_env, VecNormalize):
         training_env.save(str(folder / runs.NORMALIZER))
     training_env.close()
     model.logger.close()
-    finished_episodes = model._episode_num
-    if finished_episodes:
-        _save_figure([folder], [env], folder / runs.PICTURE, random_return)
-    if interrupted:
+    if model._episode_num:
+        try:
+            _save_figure([folder], [settings.env_id], folder / runs.PICTURE, config["random_return"])
+        except (OSError, ValueError) as error:  # on a full disk there are no returns to draw, or no place for them
+            print(f"No picture could be drawn: {error}", file=sys.stderr)
+    if interrupted or failure:
         print(f"Saved what there is in {folder}.")
+        if config["checkpoint_every"]:
+            print(f"To go on from the newest checkpoint: simple-ddpg train --resume {folder}")
+    if failure:
+        notes = " ".join(getattr(failure, "__notes__", []))
+        print(f"error: {type(failure).__name__}: {failure} {notes}", file=sys.stderr)
+        return 1
+    if interrupted:
         return 130
     if eval_episodes:
-        _print_evaluation(runs.evaluate_run(folder, eval_episodes, seed + 10_000))
+        _print_evaluation(runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000))
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 
@@ -336,7 +403,7 @@ def compare(
 def main(args: list[str] | None = None) -> int:
     """
     :param args: of the command line; None takes the process's own
-    :return: exit status: 0 for success, 2 for a mistake of the user's, 130 after Ctrl-C
+    :return: exit status: 0 for success, 1 when training failed, 2 for a mistake of the user's, 130 after Ctrl-C
     """
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
@@ -360,6 +427,66 @@ def main(args: list[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     return status
+
+
+def _refuse_other_options(command: Callable[..., int], given: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    """Those that a run to go on with has settled already."""
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in allowed and given[name] != parameter.default:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"--resume goes on with the settings of the run: leave out {option}.")
+
+
+class _Messages(SeqWriter, KVWriter):
+    """What the logger says in words, such as a checkpoint that could not be written, beside the progress bar."""
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Numbers are in progress.csv."""
+
+    def write_sequence(self, sequence: list[str]) -> None:
+        print(*sequence, file=sys.stderr)
+
+    def close(self) -> None:
+        """Standard error stays open."""
+
+
+class _PatientCSV(CSVOutputFormat):
+    """A full disk must not end a training: SB3's progress.csv, which loses a row then."""
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        with contextlib.suppress(OSError):
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _PatientResults(ResultsWriter):
+    """The same for SB3's monitor.csv."""
+
+    def write_row(self, epinfo: dict[str, float]) -> None:
+        with contextlib.suppress(OSError):
+            super().write_row(epinfo)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def _logger(folder: Path, progress: bool, tensorboard: bool) -> Logger:
+    """SB3's, whose progress.csv goes on where there is one already."""
+    path = folder / runs.PROGRESS
+    already = path.read_text("utf-8") if path.exists() else ""
+    logger = configure(str(folder), [*(["tensorboard"] if tensorboard else []), *([] if progress else ["stdout"])])
+    csv = _PatientCSV(str(path))
+    logger.output_formats.append(csv)
+    if already:
+        csv.file.write(already)
+        csv.keys = already.splitlines()[0].split(",")
+    if progress:
+        logger.output_formats.append(_Messages())
+    return logger
 
 
 class _ReturnsProgressBar(ProgressBarCallback):
@@ -433,6 +560,8 @@ def _prepare_folder(folder: Path, names: tuple[str, ...] = runs.FILES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:  # of an earlier run; other files in the folder are not ours
             (folder / name).unlink(missing_ok=True)
+        if runs.CONFIG in names:
+            shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written: {error}.") from error
 

@@ -26,6 +26,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_simple_ddpg.checks import check_actions
 from sb3_simple_ddpg.layers import DenseLayers, call
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
 
@@ -313,19 +314,26 @@ class DDPGPolicy(BasePolicy):
         :param episode_start: of recurrent policies; not used
         :param deterministic: of no effect: mu is deterministic
         :return: the action, of the shape and dtype of the action space (with B in front for a batch), and `state`
+        :raises FloatingPointError: when the action is NaN: weights or the observation are not finite
         """
         space = self.observation_space
         # SB3's general way costs more than a small network: copies, checks of images and dicts, walks over modules.
         if type(observation) is not np.ndarray or type(space) is not spaces.Box or len(space.shape) != 1:
-            return super().predict(observation, state, episode_start, deterministic)
+            actions, state = super().predict(observation, state, episode_start, deterministic)
+            check_actions(self, observation, actions)
+            return actions, state
         if observation.shape[-1:] != space.shape or observation.ndim > 2 or not observation.flags.carray:
-            return super().predict(observation, state, episode_start, deterministic)  # it copies, or says what is wrong
+            # It copies, or says what is wrong.
+            actions, state = super().predict(observation, state, episode_start, deterministic)
+            check_actions(self, observation, actions)
+            return actions, state
         self.set_training_mode(False)
         actor = self.actor
         observations = th.from_numpy(observation if observation.ndim == 2 else observation[np.newaxis])
         with th.no_grad():
             actions = call(actor, observations.to(actor.device)).cpu().numpy()
         actions = self.unscale_action(actions.reshape(-1, *self.action_shape))
+        check_actions(self, observation, actions)
         return actions if observation.ndim == 2 else actions.squeeze(axis=0), state
 
     def scale_action(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:

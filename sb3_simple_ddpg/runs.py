@@ -24,7 +24,9 @@ from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 MODEL, CONFIG, MONITOR, PROGRESS = "model.zip", "config.json", "monitor.csv", "progress.csv"
 PICTURE, NORMALIZER = "returns.png", "vecnormalize.pkl"
-FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER)
+CHECKPOINTS, ERROR, DIAGNOSIS = "checkpoints", "error.txt", "diagnosis.json"
+FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER, ERROR, DIAGNOSIS)
+LONGEST_EPISODE = 100_000  # that an evaluation waits for
 
 
 @dataclass(frozen=True)
@@ -173,17 +175,49 @@ def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
     :param episodes: number of episodes
     :param seed: of the environments
     :return: the return of each episode
-    :raises ValueError: when the folder holds no run, or for fewer episodes than one
+    :raises ValueError: when the folder holds no run, for fewer episodes than one, or when no episode ends
     """
     if episodes < 1:
         raise ValueError(f"The number of evaluation episodes must be at least 1, got {episodes}.")
     model = load_run(folder, n_envs=min(10, episodes), seed=seed)
     env = model.get_env()
     assert env is not None
-    returns, _ = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True)
-    env.close()
+
+    def be_patient(of_evaluation: dict[str, Any], _: dict[str, Any]) -> None:
+        if of_evaluation["current_lengths"].max() >= LONGEST_EPISODE:
+            raise ValueError(
+                f"No episode has ended for {LONGEST_EPISODE} timesteps: evaluate with a time limit, "
+                "--wrapper of a gymnasium.wrappers.TimeLimit for example, or not at all, --eval-episodes 0."
+            )
+
+    try:
+        returns, _ = evaluate_policy(
+            model, env, n_eval_episodes=episodes, return_episode_rewards=True, callback=be_patient
+        )
+    finally:
+        env.close()
     assert isinstance(returns, list)
     return returns
+
+
+def keep_until(folder: Path, episodes: int, timesteps: int) -> None:
+    """
+    Take out of the logs of a run what came after a checkpoint, since that will happen again.
+
+    :param folder: of the run
+    :param episodes: number of episodes that were over at the checkpoint
+    :param timesteps: of the checkpoint
+    """
+    monitor, progress = folder / MONITOR, folder / PROGRESS
+    if monitor.exists():
+        lines = monitor.read_text("utf-8").splitlines(keepends=True)
+        monitor.write_text("".join(lines[: 2 + episodes]), "utf-8")  # two lines of header
+    if progress.exists():
+        header, *rows = progress.read_text("utf-8").splitlines(keepends=True) or [""]
+        if "time/total_timesteps" in header:
+            column = header.strip().split(",").index("time/total_timesteps")
+            rows = [row for row in rows if row.endswith("\n") and int(float(row.split(",")[column])) <= timesteps]
+        progress.write_text("".join([header, *rows]), "utf-8")
 
 
 def import_object(path: str) -> Any:  # noqa: ANN401 - a class or a function, whatever the user names

@@ -22,15 +22,26 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict, TrainFreq
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    RolloutReturn,
+    Schedule,
+    TensorDict,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
+from sb3_simple_ddpg.failures import watched_environments
+from sb3_simple_ddpg.guards import NonFiniteGuard
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
 from sb3_simple_ddpg.sampling import sample_batches
+from sb3_simple_ddpg.storage import cut_episodes
 from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
 
 if TYPE_CHECKING:
@@ -77,7 +88,10 @@ class SimpleDDPG(OffPolicyAlgorithm):
     :param compile_updates: run the update as compiled code, about twice as fast for small networks; compiling takes 10
         to 30 seconds the first time and needs a C++ compiler (g++); where it fails, the log says why and the plain path
         goes on
-    :param on_non_finite: "stop": a loss that is not finite raises FloatingPointError; "skip" is not available yet
+    :param on_non_finite: "stop": the first NaN or infinity in an observation, reward, action, loss or gradient raises
+        FloatingPointError, with the weights of before that call of `train`; "skip": a batch that gives one changes
+        nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
+        `rollout/n_skipped`)
     :raises ValueError: for a value, space or combination that cannot work, with the cure
     :raises TypeError: for an argument of the wrong type, or of another algorithm, with the algorithm that has it
     """
@@ -92,6 +106,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
     actor_target: Actor
     critic: Critic
     critic_target: Critic
+    #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
+    _boundary: int | None = None
+    _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     @checks.explain_foreign_arguments
     def __init__(
@@ -124,8 +141,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         compile_updates: bool = False,
         on_non_finite: str = "stop",
     ) -> None:
-        if on_non_finite == "skip":
-            raise NotImplementedError("on_non_finite='skip' is not available yet: use 'stop'.")
+        checks.check_device(device)
+        if env is None and _init_setup_model:
+            raise TypeError("env must be an environment or the name of one, got None.")
         try:
             super().__init__(
                 policy,
@@ -178,6 +196,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         checks.check_action_space(vec_env.action_space)
+        checks.check_wrappers(vec_env)
         if not isinstance(env, VecEnv):
             QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has just made it
         return vec_env
@@ -207,6 +226,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
         self._weights = _weights(self.policy)
         self._compiled: CompiledUpdates | None = None
+        self._guard = NonFiniteGuard(self)
         if not hasattr(self, "_logger"):
             self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
 
@@ -222,13 +242,14 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :param gradient_steps: how often
         :param batch_size: B, number of transitions in each batch
         :raises ValueError: when the replay buffer is empty
-        :raises FloatingPointError: when a loss is not finite
+        :raises FloatingPointError: when a loss or gradient is not finite; the weights are then as before
         """
         self._prepare_updates()
         compiled = self._compiled_updates() if self.compile_updates else None
-        weights, statistics = self._weights, []
+        weights, statistics = self._weights, list[th.Tensor]()
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
-        for batch in sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env):
+        batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
+        for batch in self._guard.watched(batches, statistics):
             if compiled is not None and (compiled_statistics := compiled.step(batch)) is not None:
                 statistics.append(compiled_statistics)  # lines 8-11 ran as compiled code: compiled.py
                 continue
@@ -293,19 +314,15 @@ class SimpleDDPG(OffPolicyAlgorithm):
             return
         self._n_updates += len(statistics)
         mean = statistics[0] if len(statistics) == 1 else th.stack(statistics).mean(dim=0)
-        means = dict(zip(_STATISTICS, mean.tolist(), strict=True))
+        *values, found = th.cat([mean, self._guard.found()]).tolist()
+        means = dict(zip(_STATISTICS, values, strict=True))
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         scale = noise_scale(self.action_noise)
         if scale is not None:
             self.logger.record("train/noise_scale", scale)
-        for name in ("critic_loss", "actor_loss"):
-            if not abs(means[name]) < float("inf"):
-                raise checks.NonFiniteError(
-                    f"{name} is {means[name]} at timestep {self.num_timesteps}, gradient step {self._n_updates}: look "
-                    "for NaN or infinity in observations and rewards, or lower the learning rate."
-                )
+        self._guard.check(statistics, means, found)
 
     def learn(
         self: SelfSimpleDDPG,
@@ -326,8 +343,28 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :param reset_num_timesteps: False goes on counting where an earlier call stopped
         :param progress_bar: show one
         :return: the algorithm itself
+        :raises FloatingPointError: when an observation, reward, action, loss or gradient is not finite
+        :raises DeadEnvironmentError: when the process of an environment has ended
+        :raises ValueError: for an observation that is not of the environment's space
         """
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        try:
+            with watched_environments(self):
+                return super().learn(
+                    total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+                )
+        except checks.NonFiniteError as error:
+            if error.reported:
+                raise
+            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}", "") from error
+        finally:
+            self._boundary = None
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
+        """Lines 4 to 6 of Algorithm 1, `train_freq` times: SB3's. Between two rollouts a checkpoint may be saved."""
+        self._boundary = self.num_timesteps
+        rollout = super().collect_rollouts(*args, **kwargs)
+        self._boundary = self.num_timesteps
+        return rollout
 
     def _setup_learn(
         self,
@@ -343,6 +380,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        assert self._last_obs is not None
+        self._guard.check_first(self._last_obs)
+        self._last_end = self._episode_num, self.num_timesteps
         if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         if self.verbose >= 1:
@@ -361,6 +401,19 @@ class SimpleDDPG(OffPolicyAlgorithm):
         actions = np.minimum(np.maximum(actions, -1), 1)
         return self.policy.unscale_action(actions), actions
 
+    def _on_step(self) -> None:
+        """To wait for the end of an episode that never ends would be for ever, whatever `total_timesteps` says."""
+        if self._train_freq.unit is not TrainFrequencyUnit.EPISODE:
+            return
+        if self._last_end[0] != self._episode_num:
+            self._last_end = self._episode_num, self.num_timesteps
+        waited = self.num_timesteps - self._last_end[1]
+        if waited > max(_PATIENCE, 2 * self._total_timesteps):
+            raise RuntimeError(
+                f"No episode has ended for {waited} timesteps, and train_freq=({self._train_freq.frequency}, "
+                "'episode') waits for that: use train_freq=(n, 'step'), or gymnasium.wrappers.TimeLimit."
+            )
+
     def _store_transition(
         self,
         replay_buffer: ReplayBuffer,
@@ -371,13 +424,29 @@ class SimpleDDPG(OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy of what these two buffers do not write to."""
+        over = True in dones.tolist()
+        if not self._guard.accepts(buffer_action, new_obs, reward, infos if over else None):
+            self._skip_transition(replay_buffer, new_obs)
+            return
         copies_itself = type(replay_buffer) in (ReplayBuffer, NStepReplayBuffer)
-        if not copies_itself or self._vec_normalize_env is not None or True in dones.tolist():
+        if not copies_itself or self._vec_normalize_env is not None or over:
             super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
             return
         self._last_original_obs = self._last_obs
         replay_buffer.add(self._last_obs, new_obs, buffer_action, reward, dones, infos)  # type: ignore[arg-type]  # as SB3 does
         self._last_obs = new_obs
+
+    def _skip_transition(
+        self, replay_buffer: ReplayBuffer, new_obs: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+    ) -> None:
+        """With `on_non_finite="skip"`: n-step returns and HER must not join what was on either side."""
+        cut_episodes(replay_buffer)
+        normalizer = self._vec_normalize_env
+        if normalizer is None:
+            self._last_obs = self._guard.skip(new_obs)
+        else:
+            self._last_original_obs = self._guard.skip(normalizer.old_obs)
+            self._last_obs = normalizer.normalize_obs(self._last_original_obs)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -399,6 +468,40 @@ class SimpleDDPG(OffPolicyAlgorithm):
         from sb3_simple_ddpg.convert import from_sb3
 
         return from_sb3(cls, model_or_zip, env)
+
+    def save_checkpoint(self, folder: str | Path, keep_last: int = 3) -> Path:
+        """
+        Write all that `resume` needs to `folder/step_<n>`; every environment starts a new episode afterwards.
+
+        :param folder: of this run alone, made if need be
+        :param keep_last: number of newest checkpoints to keep
+        :return: the checkpoint
+        :raises ValueError: in the middle of a rollout, or for a replay buffer that cannot be stored
+        :raises OSError: when it cannot be written; what lay in the folder is still there
+        """
+        from sb3_simple_ddpg.checkpoint import save_checkpoint
+
+        return save_checkpoint(self, folder, keep_last)
+
+    @classmethod
+    def resume(
+        cls: type[SelfSimpleDDPG],
+        folder: str | Path,
+        env: GymEnv | str,
+        device: th.device | str | None = None,
+    ) -> SelfSimpleDDPG:
+        """
+        The model of the newest complete checkpoint; `learn(n, reset_num_timesteps=False)` goes on exactly.
+
+        :param folder: that `save_checkpoint` wrote to, or one checkpoint in it
+        :param env: built as for training; neither stepped nor reset here, but given its random states and statistics
+        :param device: None: the one of the stored model, where there is one
+        :return: the model
+        :raises ValueError: when there is no complete checkpoint, or the environment is not as for training
+        """
+        from sb3_simple_ddpg.checkpoint import resume
+
+        return resume(cls, folder, env, device)
 
     def to_sb3(self) -> "DDPG":
         """
@@ -435,7 +538,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_weights", "_compiled"]
+        return [*super()._excluded_save_params(), *networks, "_weights", "_compiled", "_boundary", "_guard"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
@@ -457,6 +560,7 @@ def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str,
     return parameters
 
 
+_PATIENCE = 100_000  # timesteps of one episode, at least
 _OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 _STATISTICS = ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation")
 

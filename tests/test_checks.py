@@ -146,11 +146,6 @@ def test_a_model_for_episodes_loads_with_several_environments_but_does_not_learn
         loaded.learn(10)
 
 
-def test_what_is_not_built_yet_says_so():
-    with pytest.raises(NotImplementedError, match="on_non_finite='skip' is not available yet"):
-        SimpleDDPG("MlpPolicy", Bandit(), on_non_finite="skip")
-
-
 def test_the_caller_s_dictionaries_stay_as_they_are():
     policy_kwargs, buffer_kwargs = {"net_arch": [8]}, {"handle_timeout_termination": True}
     SimpleDDPG("MlpPolicy", Chain(), n_steps=3, policy_kwargs=policy_kwargs, replay_buffer_kwargs=buffer_kwargs)

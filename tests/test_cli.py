@@ -167,7 +167,7 @@ def test_a_folder_that_is_not_empty_is_left_alone_unless_told(tmp_path, capsys):
         (["--set", "seed=1"], "use --seed 1"),
         (["--set", "tensorboard_log=logs"], "use --tensorboard"),
         (["--set", "policy_kwargs.activation_fn=torch.nn.Nope"], "'torch.nn.Nope' cannot be imported"),
-        (["--set", "on_non_finite=skip"], "not available yet"),
+        (["--set", "on_non_finite=jump"], "on_non_finite must be 'stop' or 'skip', got 'jump'"),
         (["--wrapper", "nowhere.Wrapper"], "'nowhere.Wrapper' cannot be imported"),
         (["--preset", "nope"], "no preset 'nope'"),
         (["--episodes", "3", "--timesteps", "3"], "not both"),

@@ -1,0 +1,352 @@
+"""The guard against NaN and infinity: stop at the first one, or skip it, with the weights as they were before.
+
+Not here: what makes an environment fail in other ways (`failures.py`), and limits on gradients (`max_grad_norm`).
+
+Watched are observations, rewards and actions as they are stored, losses, and the weights that a gradient has moved
+(a gradient that is not finite leaves no finite weight behind). What is measured on the device comes back with the
+statistics that are logged anyway: one transfer a call of `train`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_simple_ddpg.checks import NonFiniteError
+from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
+
+if TYPE_CHECKING:
+    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+
+Observations: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+
+DIAGNOSIS = "diagnosis.json"
+#: Optimizers whose state, once there, stays in the same tensors: those can be listed once.
+_KEEPS_ITS_TENSORS = (th.optim.Adam, th.optim.AdamW, th.optim.SGD, FusedAdam, FusedAdamW)
+
+
+class NonFiniteGuard:
+    """
+    What one model needs to notice a number that is not finite and to go back. Never saved.
+
+    :param model: the algorithm, set up
+    """
+
+    def __init__(self, model: "SimpleDDPG") -> None:
+        self.model = model
+        self.skipped_batches = self.skipped_transitions = 0
+        moved = dict.fromkeys([*model.critic.parameters(), *model.actor.parameters()])  # an extractor may be shared
+        self._moved: list[th.Tensor] = list(moved)
+        self._found = th.zeros(1, device=model.device)
+        self._one = th.ones(1, device=model.device)
+        self._known: object = None
+        self._tensors: list[th.Tensor] = []
+        self._copies: list[th.Tensor] = []
+        self._state_keys: list[list[th.Tensor]] = []
+        self._other_states: dict[int, Any] = {}
+        self._statistics: list[tuple[object, dict[str, Any]]] = []
+        self._acting_blind = False
+        self._n_updates = 0
+
+    # --- updates -----------------------------------------------------------------------------------------------
+
+    def watched(
+        self, batches: Iterable[ReplayBufferSamples], statistics: list[th.Tensor]
+    ) -> Iterator[ReplayBufferSamples]:
+        """
+        Remember the weights before the first batch; with `on_non_finite="skip"`, undo each update that is not finite.
+
+        :param batches: of one call of `train`
+        :param statistics: of the updates done so far; those of an undone one are taken out
+        :return: the batches
+        """
+        skip = self.model.on_non_finite == "skip"
+        self._n_updates = self.model._n_updates
+        for index, batch in enumerate(batches):
+            if skip or index == 0:
+                self._remember()
+            yield batch
+            if not skip:
+                continue
+            *losses, found = th.cat([statistics[-1][:2], self.found()]).tolist()
+            if found or not all(map(math.isfinite, losses)):
+                self._restore()
+                statistics.pop()
+                self.skipped_batches += 1
+        if skip:
+            self.model.logger.record("train/n_skipped", self.skipped_batches)
+            self.model.logger.record("rollout/n_skipped", self.skipped_transitions)
+
+    @th.no_grad()
+    def found(self) -> th.Tensor:
+        """
+        :return: 1 if a weight of actor or critic is not finite, else 0; shape (1,), on the device
+        """
+        self._found.zero_()
+        # What PyTorch's GradScaler uses: one pass over all tensors, times one, without waiting for the device.
+        th._amp_foreach_non_finite_check_and_unscale_(self._moved, self._found, self._one)
+        return self._found
+
+    def check(self, statistics: list[th.Tensor], means: dict[str, float], found: float) -> None:
+        """
+        :param statistics: of each update of one call of `train`, the losses of critic and actor first
+        :param means: of these, as they are logged
+        :param found: from `found`
+        :raises NonFiniteError: when a loss or a weight is not finite; the weights are those of before `train`
+        """
+        if not found and math.isfinite(means["critic_loss"]) and math.isfinite(means["actor_loss"]):
+            return
+        losses = th.stack(statistics)[:, :2].tolist()
+        first = next((i for i, both in enumerate(losses) if not all(map(math.isfinite, both))), len(losses) - 1)
+        of_critic, of_actor = losses[first]
+        if not math.isfinite(of_critic):
+            what = f"critic_loss is {of_critic}"
+        else:  # a critic that its own gradient broke makes the actor's loss NaN too
+            what = self._broken_weight(self.model.critic, "critic")
+            what = what or (f"actor_loss is {of_actor}" if not math.isfinite(of_actor) else "")
+            what = what or self._broken_weight(self.model.actor, "actor")
+        self._restore()
+        self.model._n_updates = self._n_updates
+        raise self.stop(
+            f"{what} at timestep {self.model.num_timesteps}, gradient step {self._n_updates + first + 1}"
+            f"{self._broken_row()}",
+            "The weights are those before this call of train. Look for NaN or infinity in observations and rewards, "
+            "or lower the learning rate.",
+            statistics=means,
+        )
+
+    @th.no_grad()
+    def _remember(self) -> None:
+        optimizers = self._optimizers()
+        known = [(id(optimizer.state), len(optimizer.state)) for optimizer in optimizers]
+        if known != self._known:
+            kept = [optimizer for optimizer in optimizers if type(optimizer) in _KEEPS_ITS_TENSORS]
+            states = [
+                value
+                for optimizer in kept
+                for state in optimizer.state.values()
+                for value in state.values()
+                if isinstance(value, th.Tensor)
+            ]
+            self._tensors = [*self.model.policy.parameters(), *self.model.policy.buffers(), *states]
+            self._copies = [tensor.detach().clone() for tensor in self._tensors]
+            self._state_keys = [list(optimizer.state) for optimizer in optimizers]
+            self._known = known
+        th._foreach_copy_(self._copies, self._tensors)
+        self._other_states = {
+            index: deepcopy(optimizer.state_dict())
+            for index, optimizer in enumerate(optimizers)
+            if type(optimizer) not in _KEEPS_ITS_TENSORS
+        }
+
+    @th.no_grad()
+    def _restore(self) -> None:
+        th._foreach_copy_(self._tensors, self._copies)
+        for index, optimizer in enumerate(self._optimizers()):
+            if index in self._other_states:
+                optimizer.load_state_dict(self._other_states[index])
+                continue
+            for created in optimizer.state.keys() - set(self._state_keys[index]):
+                del optimizer.state[created]
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        return [self.model.actor.optimizer, self.model.critic.optimizer]
+
+    @staticmethod
+    def _broken_weight(network: th.nn.Module, name: str) -> str:
+        for weight_name, weight in network.named_parameters():
+            if not th.isfinite(weight).all():
+                gradient = weight.grad is not None and not th.isfinite(weight.grad).all()
+                which = "the gradient of" if gradient else "the gradient or new value of"
+                return f"{which} {name} {weight_name} is not finite"
+        return ""
+
+    def _broken_row(self) -> str:
+        """The first stored number that is not finite, when there is one: from a loaded buffer, for example."""
+        for name, values in self._stored().items():
+            if not _all_finite(values):
+                row, env, *place = np.argwhere(~np.isfinite(values))[0].tolist()
+                return f"; the replay buffer holds {values[row, env, *place]} in {name}, row {row}, environment {env}"
+        return ""
+
+    # --- transitions -------------------------------------------------------------------------------------------
+
+    def check_first(self, observations: Observations) -> None:
+        """
+        :param observations: of a reset, as the agent sees them
+        :raises NonFiniteError: when one is not finite
+        """
+        normalizer = self.model._vec_normalize_env
+        if normalizer is not None:
+            observations = normalizer.old_obs
+            self._statistics = _moving_parts(normalizer)
+        for name, values in _parts("observation", observations).items():
+            if not _all_finite(values):
+                raise self.stop(_where(name, values, self.model.num_timesteps), "The environment's reset gave it.")
+
+    def accepts(
+        self,
+        actions: npt.NDArray[Any],
+        new_observations: Observations,
+        rewards: npt.NDArray[Any],
+        infos: list[dict[str, Any]] | None,
+    ) -> bool:
+        """
+        :param actions: in [-1, 1], one for each environment
+        :param new_observations: what the agent sees next
+        :param rewards: one for each environment
+        :param infos: None when no episode has ended
+        :return: whether the transition may be stored
+        :raises NonFiniteError: with `on_non_finite="stop"`, when something in it is not finite
+        """
+        normalizer = self.model._vec_normalize_env
+        if normalizer is not None:  # its limits would hide an infinity
+            new_observations, rewards = normalizer.old_obs, normalizer.old_reward
+        observations_are_finite = (
+            _all_finite(new_observations)
+            if type(new_observations) is np.ndarray
+            else all(map(_all_finite, _parts("", new_observations).values()))
+        )
+        if observations_are_finite and _all_finite(rewards) and _all_finite(actions) and not self._acting_blind:
+            ends = infos and [info["terminal_observation"] for info in infos if "terminal_observation" in info]
+            if not ends or all(_all_finite(values) for end in ends for values in _parts("", end).values()):
+                if normalizer is not None:
+                    self._statistics = _moving_parts(normalizer)
+                return True
+        for part, statistics in self._statistics:
+            vars(part).update(statistics)
+        if self.model.on_non_finite == "skip":
+            self.skipped_transitions += 1
+            self.model.logger.record("rollout/n_skipped", self.skipped_transitions)
+            return False
+        found = {"action": actions, "reward": rewards, **_parts("observation", new_observations)}  # cause first
+        for index, info in enumerate(infos or []):
+            if "terminal_observation" in info:
+                found |= _parts(f"terminal observation of environment {index}", info["terminal_observation"])
+        name, values = next((name, np.asarray(values)) for name, values in found.items() if not _all_finite(values))
+        raise self.stop(_where(name, values, self.model.num_timesteps), "The environment or the action noise gave it.")
+
+    def skip(self, new_observations: Observations) -> Observations:
+        """
+        What the agent acts on after a transition that was not stored.
+
+        :param new_observations: as the environment gave them
+        :return: the same with 0 for what is not finite; then what follows is not stored either
+        """
+        self._acting_blind = not all(map(_all_finite, _parts("", new_observations).values()))
+        if not self._acting_blind:
+            return new_observations
+        if isinstance(new_observations, dict):
+            return {key: _with_zeros(values) for key, values in new_observations.items()}
+        return _with_zeros(new_observations)
+
+    # --- reports -----------------------------------------------------------------------------------------------
+
+    def stop(self, what: str, cure: str, **more: object) -> NonFiniteError:
+        """
+        Write a diagnosis into the logger's folder, where there is one.
+
+        :param what: is not finite, where and when
+        :param cure: what to do
+        :param more: for the diagnosis
+        :return: the error to raise
+        """
+        model = self.model
+        ranges = {name: _range(values) for name, values in self._stored().items()}
+        seen = ", ".join(f"{name} {low:.6g} to {high:.6g}" for name, (low, high) in ranges.items())
+        networks = (("actor", model.actor), ("critic", model.critic))
+        report = {
+            "what": what,
+            "num_timesteps": model.num_timesteps,
+            "n_updates": model._n_updates,
+            "ranges_of_stored_transitions": ranges,
+            "stored_transitions": model.replay_buffer.size() * model.n_envs if model.replay_buffer else 0,
+            "largest_weights": {
+                name: max((float(weight.detach().abs().max()) for weight in network.parameters()), default=0.0)
+                for name, network in networks
+            },
+            "learning_rates": {name: network.optimizer.param_groups[0]["lr"] for name, network in networks},
+            **more,
+        }
+        error = NonFiniteError(f"{what}. Stored so far: {seen or 'nothing'}. {cure}{self._write(report)}")
+        error.reported = True
+        return error
+
+    def _write(self, report: dict[str, object]) -> str:
+        folder = self.model.logger.get_dir()
+        if folder is None:
+            return ""
+        path = Path(folder) / DIAGNOSIS
+        try:
+            path.write_text(json.dumps(_plain(report), indent=2) + "\n", "utf-8")
+        except OSError as error:
+            return f" No diagnosis could be written: {error}."
+        return f" Diagnosis: {path}."
+
+    def _stored(self) -> dict[str, npt.NDArray[Any]]:
+        """Observations, actions and rewards in the buffer, without rows never written and what cannot be NaN."""
+        buffer = self.model.replay_buffer
+        if buffer is None or buffer.size() == 0:
+            return {}
+        found = {**_parts("observations", buffer.observations), "actions": buffer.actions, "rewards": buffer.rewards}
+        if not buffer.optimize_memory_usage:
+            found |= _parts("next_observations", buffer.next_observations)
+        return {name: values[: buffer.size()] for name, values in found.items() if values.dtype.kind == "f"}
+
+
+def _all_finite(values: object) -> bool:
+    values = np.asarray(values)
+    if values.dtype.kind != "f":
+        return True
+    # The sum of squares is finite, in one fast call, unless something is not or is very large.
+    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
+
+
+def _with_zeros(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.where(np.isfinite(values), values, values.dtype.type(0)) if values.dtype.kind == "f" else values
+
+
+def _parts(name: str, observations: Observations) -> dict[str, npt.NDArray[Any]]:
+    if isinstance(observations, dict):
+        return {f"{name}[{key!r}]": values for key, values in observations.items()}
+    return {name: observations}
+
+
+def _where(name: str, values: npt.NDArray[Any], timestep: int) -> str:
+    place = np.argwhere(~np.isfinite(values))[0].tolist()
+    value = values[tuple(place)]
+    if not name.startswith("terminal"):
+        name = f"{name} of environment {place.pop(0)}"
+    return f"{name} is {value}{f' at index {tuple(place)}' if place else ''}, at timestep {timestep}"
+
+
+def _range(values: npt.NDArray[Any]) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
+
+
+def _moving_parts(normalizer: VecNormalize) -> list[tuple[object, dict[str, Any]]]:
+    """What VecNormalize replaces, and never writes into, at every step: each object and what it holds now."""
+    observations: Any = normalizer.obs_rms if normalizer.norm_obs else {}
+    parts = list(observations.values()) if isinstance(observations, dict) else [observations]
+    moving = [(part, dict(vars(part))) for part in [*parts, normalizer.ret_rms]]
+    return [*moving, (normalizer, {"returns": normalizer.returns})]
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -8,7 +8,7 @@ OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pypro
 
 .PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest
 .PHONY: crash-test soak
-.PHONY: lint format typecheck benchmark clean
+.PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
 	$(BIN)/simple-ddpg train
@@ -64,6 +64,15 @@ format: $(VENV)/installed-dev
 typecheck: $(VENV)/installed-dev
 	$(BIN)/mypy
 
+# Both packages, the wheel out of the sdist; then the wheel alone in a fresh environment and another folder.
+dist: $(VENV)/installed-release
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder/venv" \
+		&& "$$folder/venv/bin/python" -m pip install -q -c constraints.txt dist/*.whl \
+		&& cd "$$folder" && venv/bin/simple-ddpg train --timesteps 500
+
 clean:
 	rm -rf $(VENV) .venv-sb3-* build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 
@@ -77,3 +86,7 @@ $(VENV)/installed-core: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/installed-core
+
+$(VENV)/installed-release: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[release]"
+	touch $@

@@ -1,7 +1,7 @@
-"""The command line: `simple-ddpg train`, `evaluate`, `plot` and `benchmark`.
+"""The command line: `simple-ddpg train`, `evaluate`, `plot`, `benchmark`, `export` and `compare`.
 
-Not here: what the commands do to files (`runs.py`), to figures (`plotting.py`) and to networks (`simple_ddpg.py`), and
-what is measured (`benchmark.py`).
+Not here: what the commands do to files (`runs.py`, `export.py`), to figures (`plotting.py`) and to networks
+(`simple_ddpg.py`), and what is measured (`benchmark.py`) and compared (`comparison.py`).
 """
 
 import ast
@@ -247,6 +247,7 @@ def benchmark(
     compile_times: bool = True,
     scaling: bool = False,
     profile: bool = False,
+    latency: bool = False,
     quick: bool = False,
     out: Path | None = None,
     overwrite: bool = False,
@@ -263,6 +264,7 @@ def benchmark(
     :param compile_times: compile with an empty cache, and again from what that left
     :param scaling: instead of the workloads: update time as batch, buffer, environments and width grow
     :param profile: instead of the speed: where a step's time goes
+    :param latency: instead of the speed: how long one action takes, by `predict` and from exported files
     :param quick: everything small, to see that it runs; the numbers mean nothing
     :param out: folder to write; runs/benchmark-<date-time> without it
     :param overwrite: replace the files of an earlier benchmark in a folder that is not empty
@@ -274,6 +276,10 @@ def benchmark(
 
     if scaling and (profile or workloads or threads is not None):
         raise ValueError("--scaling has workloads of its own: leave out --profile, --workloads and --threads.")
+    if latency and (scaling or profile or workloads or threads is not None):
+        raise ValueError(
+            "--latency has policies of its own: leave out --scaling, --profile, --workloads and --threads."
+        )
     chosen = bench.choose_workloads(workloads, threads, quick)
     settings = bench.Settings(
         repeats=(2 if quick else 7) if repeats is None else repeats,
@@ -284,16 +290,114 @@ def benchmark(
         quick=quick,
     )
     folder = _choose_folder(out, "benchmark", overwrite)
-    _prepare_folder(folder, bench.FILES)
+    _prepare_folder(folder, (*bench.FILES, "latency.json", "latency.md"))
     console = Console() if sys.stdout.isatty() else Console(width=200)
     if scaling:
         bench.run_scaling(settings, folder, console)
+    elif latency:
+        from sb3_simple_ddpg.benchmark_latency import run_latency
+
+        run_latency(settings, folder, console)
     elif profile:
         bench.run_profile(chosen, settings, folder, console)
     else:
         bench.run_table(chosen, settings, folder, console)
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
+
+
+def export(run: tyro.conf.Positional[Path], to: Path) -> int:
+    """
+    Write the policy of a run as one file that takes raw observations and gives actions of the environment.
+
+    :param run: folder that `simple-ddpg train` wrote
+    :param to: file to write, or to replace: .onnx for any runtime, .safetensors for load_policy
+    :return: exit status
+    """
+    from sb3_simple_ddpg.export import checked_target, export_onnx, save_policy
+
+    writers = {".onnx": export_onnx, ".safetensors": save_policy}
+    if to.suffix not in writers:
+        raise ValueError(f"--to must end in {' or '.join(writers)}, got {to}.")
+    checked_target(to)
+    model = runs.load_run(run)
+    writers[to.suffix](model, to)
+    env = model.get_env()
+    assert env is not None
+    env.close()
+    print(f"Wrote {to}, {to.stat().st_size} bytes, checked against predict.")
+    return 0
+
+
+def compare(
+    env: tuple[str, ...] = (),
+    algorithms: tuple[str, ...] = (),
+    seeds: int | None = None,
+    first_seed: int | None = None,
+    timesteps: int | None = None,
+    set: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
+    preset: tuple[str, ...] = (),
+    eval_every: int | None = None,
+    eval_episodes: int | None = None,
+    threads: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    jobs: int | None = None,
+    ray_address: str | None = None,
+    threshold: tuple[str, ...] = (),
+    margin: float | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> int:
+    """
+    Compare algorithms honestly: many seeds, the same budget, evaluation apart from training, intervals.
+
+    :param env: environments, each for all algorithms; Pendulum-v1 without it
+    :param algorithms: simple_ddpg, ddpg, td3, sac, tqc, crossq, or name=module:Class; simple_ddpg ddpg without it. The
+        others are compared with the first
+    :param seeds: number of runs of each algorithm in each environment, at least 2; 10 without it
+    :param first_seed: seeds count from here; 0 without it
+    :param timesteps: of each run; 20000 without it
+    :param set: an argument of an algorithm, such as td3.gamma=0.98, or of all, such as all.action_noise=0.1 or
+        "action_noise=OrnsteinUhlenbeck(0.5)"; may be repeated
+    :param preset: of every SimpleDDPG, or algorithm=preset: default, article, lillicrap2015, fujimoto2018, pendulum,
+        rl-zoo; without it each algorithm's own defaults
+    :param eval_every: timesteps between evaluations; a twentieth of a run without it
+    :param eval_episodes: deterministic episodes in each evaluation; 10 without it
+    :param threads: PyTorch's threads in each run; 1 without it
+    :param engine: processes of this machine, or a Ray cluster
+    :param jobs: runs at a time; as many as there are cores without it
+    :param ray_address: of a running Ray cluster; without it one is started here
+    :param threshold: the return that solves the environment, or environment=return; without it Gymnasium's
+    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent;
+        0.1 without it
+    :param out: folder to write; runs/compare-<date-time> without it
+    :param resume: go on with the comparison in --out and its settings; seeds, algorithms, environments may be added
+    :param overwrite: replace the comparison in a folder that is not empty
+    :param progress: show a display that changes, where there is a terminal
+    :return: exit status: 1 when a run failed
+    """
+    from rich.console import Console
+
+    from sb3_simple_ddpg import comparison, comparison_report, experiment_folder
+
+    if resume and (out is None or overwrite):
+        raise ValueError("--resume needs --out, the folder that a comparison was begun in, and no --overwrite.")
+    folder = out if resume and out is not None else _choose_folder(out, "compare", overwrite)
+    request = comparison.Request(
+        env, algorithms, seeds, first_seed, timesteps, tuple(itertools.chain(*set)), preset, eval_every, eval_episodes,
+        threads, threshold, margin,
+    )  # fmt: skip
+    if overwrite and folder.is_dir():
+        with experiment_folder.locked(folder):
+            experiment_folder.clear(folder, comparison_report.FILES)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    status = comparison.compare(
+        request, folder, console, resume=resume, engine=engine, jobs=jobs, ray_address=ray_address, live=progress
+    )
+    print(f"Everything lies in {folder}; the page to read is {folder / 'summary.md'}.")
+    return status
 
 
 def main(args: list[str] | None = None) -> int:
@@ -306,6 +410,8 @@ def main(args: list[str] | None = None) -> int:
         "evaluate": evaluate,
         "plot": plot,
         "benchmark": benchmark,
+        "export": export,
+        "compare": compare,
     }
     try:
         status: int = tyro.extras.subcommand_cli_from_dict(
@@ -314,7 +420,7 @@ def main(args: list[str] | None = None) -> int:
             description="Deep Deterministic Policy Gradient, to run and to read.",
             args=args,
         )
-    except (ValueError, TypeError, NotImplementedError, gym.error.Error, OSError) as error:
+    except (ValueError, TypeError, NotImplementedError, gym.error.Error, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -487,4 +593,5 @@ def _at_least_one(name: str, value: int) -> int:
 def run() -> None:
     """The console script."""
     warnings.filterwarnings("ignore", module="tqdm.*")
+    sys.path.append(os.getcwd())  # environments and algorithms of the user's own
     sys.exit(main())

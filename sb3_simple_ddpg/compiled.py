@@ -53,33 +53,37 @@ class CompiledUpdates:
             "critic": [n for n, p in model.critic.named_parameters() if p.data_ptr() not in shared],
         }
         self._constants: dict[str, tuple[float, th.Tensor]] = {}
-        self._states: list[list[Tensors]] = []
         self._states_of: list[Any] = [None, None]
-        self._adam_inputs: Tensors = []
+        self._adam_inputs: tuple[Any, ...] = ()
+        self._adam_leaves: Tensors = []
+        self._adam_update: tuple[object, Callable[..., Any]] | None = None
         if model.policy.depends_on_mode:
             self._give_up("a layer (batch norm, dropout or an unknown one) may behave differently in training")
 
+    def prepare(self) -> None:
+        """Take up what may have changed since the last call of `train`: settings, learning rates, optimizer states."""
+        self._adam_update = self._prepare_adam() if self._adam_can_be_compiled() else None
+
     def step(self, batch: ReplayBufferSamples) -> th.Tensor | None:
         """
-        Lines 8 to 11 of Algorithm 1 for one batch.
+        Lines 8 to 11 of Algorithm 1 for one batch, once `prepare` has been called.
 
         :param batch: B transitions
         :return: what is logged of it, or None where the plain path must do it: at the first update, in which the
             optimizers create their state, and from a `failure` on
         """
-        model = self.model
         if self.failure is not None:
             return None
-        fused = self._adam_can_be_compiled()
-        if fused and not (model.actor.optimizer.state and model.critic.optimizer.state):
-            return None
-        discounts = batch.discounts if batch.discounts is not None else self._constant("gamma", model.gamma)
         try:
-            statistics = self._step_with_adam(batch, discounts) if fused else self._step(batch, discounts)
+            if self._adam_update is not None:
+                return self._step_with_adam(batch)
+            if self._adam_can_be_compiled():
+                self.prepare()  # for the next update: the plain path is about to create the states
+                return None if self._adam_update is None else self._step_with_adam(batch)
+            return self._step(batch)
         except Exception as error:  # whatever the compiler stumbles over, the plain path is there
             self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
             return None
-        return statistics
 
     def _constant(self, name: str, value: float) -> th.Tensor:
         """A number as an input of compiled code: always the same tensor, of shape (), holding the value of now."""
@@ -91,6 +95,9 @@ class CompiledUpdates:
         self._constants[name] = known
         return known[1]
 
+    def _discounts(self, batch: ReplayBufferSamples) -> th.Tensor:
+        return self._constant("gamma", self.model.gamma) if batch.discounts is None else batch.discounts
+
     def _give_up(self, reason: str) -> None:
         self.failure = reason
         self.model.logger.warn(f"compile_updates=True has no effect, the plain path goes on: {reason}.")
@@ -101,22 +108,29 @@ class CompiledUpdates:
         plain = _is_plain_adam(model.actor.optimizer) and _is_plain_adam(model.critic.optimizer)
         return plain and model.max_grad_norm is None and not model.policy.share_features_extractor
 
-    def _step_with_adam(self, batch: ReplayBufferSamples, discounts: th.Tensor) -> th.Tensor:
-        """Both losses, their gradients, both optimizers and the soft updates as one function."""
+    def _prepare_adam(self) -> tuple[object, Callable[..., Any]] | None:
+        """
+        Both losses, their gradients, both optimizers and the soft updates as one function.
+
+        :return: what is compiled into it, and the function; None while the optimizers have no state
+        """
         model = self.model
         optimizers = model.actor.optimizer, model.critic.optimizer
+        if not all(optimizer.state for optimizer in optimizers):
+            return None
         settings = tuple(map(_adam_settings, optimizers))
         rates = [
             self._constant(name, optimizer.param_groups[0]["lr"])
             for name, optimizer in zip(("actor", "critic"), optimizers, strict=True)
         ]
+        tau = self._constant("tau", model.tau)
         if any(optimizer.state is not known for optimizer, known in zip(optimizers, self._states_of, strict=True)):
             # New, or replaced by set_parameters.
-            self._states = [_adam_state(optimizer) for optimizer in optimizers]
             self._states_of = [optimizer.state for optimizer in optimizers]
-            self._adam_inputs = pytree.tree_leaves(
-                (self._actor, self._critic, self._actor_target, self._critic_target, self._states, rates)
-            )
+            states = [_adam_state(optimizer) for optimizer in optimizers]
+            networks = self._actor, self._critic, self._actor_target, self._critic_target
+            self._adam_inputs = (*networks, states, rates, tau)
+            self._adam_leaves = pytree.tree_leaves(self._adam_inputs)
 
         # Without buffers, which a soft update leaves alone.
         critic_names, actor_names = self._learning["critic"], self._learning["actor"]
@@ -126,24 +140,27 @@ class CompiledUpdates:
             rates: Tensors, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
         ) -> th.Tensor:  # fmt: skip
             gradients, of_critic = self._critic_gradients(critic, actor_target, critic_target, discounts, batch)
-            _adam_step(self._learning["critic"], critic, gradients, states[1], rates[1], settings[1])
+            _adam_step(critic_names, critic, gradients, states[1], rates[1], settings[1])
             gradients, of_actor = self._actor_gradients(actor, critic, batch)
-            _adam_step(self._learning["actor"], actor, gradients, states[0], rates[0], settings[0])
+            _adam_step(actor_names, actor, gradients, states[0], rates[0], settings[0])
             for main, target, names in ((critic, critic_target, critic_names), (actor, actor_target, actor_names)):
                 soft_update([main[name] for name in names], [target[name] for name in names], tau)
             return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
 
-        tau = self._constant("tau", model.tau)
-        inputs = (
-            self._actor, self._critic, self._actor_target, self._critic_target, self._states, rates, tau, discounts,
-        )  # fmt: skip
-        statistics: th.Tensor = self._ready(settings, update, inputs, batch, [*self._adam_inputs, tau, discounts])()
+        return settings, update
+
+    def _step_with_adam(self, batch: ReplayBufferSamples) -> th.Tensor:
+        assert self._adam_update is not None
+        settings, update = self._adam_update
+        discounts = self._discounts(batch)
+        inputs = (*self._adam_inputs, discounts)
+        statistics: th.Tensor = self._ready(settings, update, inputs, batch, [*self._adam_leaves, discounts])()
         return statistics
 
-    def _step(self, batch: ReplayBufferSamples, discounts: th.Tensor) -> th.Tensor:
+    def _step(self, batch: ReplayBufferSamples) -> th.Tensor:
         """Losses and gradients compiled; clipping and the optimizers as they are."""
         model = self.model
-        inputs = (self._critic, self._actor_target, self._critic_target, discounts)
+        inputs = (self._critic, self._actor_target, self._critic_target, self._discounts(batch))
         # Both are compiled before a weight moves: if one fails, the plain path takes the whole step.
         critic_gradients = self._ready("critic", self._critic_gradients, inputs, batch)
         actor_gradients = self._ready("actor", self._actor_gradients, (self._actor, self._critic), batch)
@@ -242,8 +259,9 @@ def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.Tr
         return tensors
 
     graph = make_fx(flat, _WORDINGS, tracing_mode="fake")(*leaves)
+    _compute_numbers_once(graph)
     on_cpu = leaves[0].device.type == "cpu"
-    options = {"cpp_wrapper": True} if on_cpu else {"triton.cudagraphs": True}
+    options = {"cpp_wrapper": True, "memory_planning": True} if on_cpu else {"triton.cudagraphs": True}
     compiled: Callable[..., Any] = th._inductor.compile(graph, [*leaves], options=options)
     return lambda *leaves: pytree.tree_unflatten(compiled(*leaves), results[0])
 
@@ -268,6 +286,26 @@ def _contiguous(gradients: Named) -> Tensors:
     return [gradient.contiguous() for gradient in gradients.values()]
 
 
+def _compute_numbers_once(graph: th.fx.GraphModule) -> None:
+    """
+    What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it.
+
+    Where such a number meets a tensor, a view is put between them, for which the compiler stores the number first.
+    """
+
+    def is_number(node: th.fx.Node) -> bool:
+        return isinstance(node.meta.get("val"), th.Tensor) and node.meta["val"].dim() == 0
+
+    for node in graph.graph.nodes:
+        tensors = [user for user in node.users if not is_number(user)]
+        if node.op == "call_function" and is_number(node) and tensors and all(map(is_number, node.all_input_nodes)):
+            with graph.graph.inserting_after(node):
+                stored = graph.graph.call_function(th.ops.aten.as_strided.default, (node, [], []))
+            for user in tensors:
+                user.replace_input_with(node, stored)
+    graph.recompile()
+
+
 def _product(left: th.Tensor, right: th.Tensor) -> Any:  # noqa: ANN401 - NotImplemented is how a decomposition declines
     """A narrow product is several times as fast the other way round: (R' L')' instead of L R."""
     if 1 < right.shape[1] < min(32, left.shape[0]):
@@ -276,8 +314,12 @@ def _product(left: th.Tensor, right: th.Tensor) -> Any:  # noqa: ANN401 - NotImp
 
 
 def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor) -> th.Tensor:
-    """Apart, so that the compiler can merge the bias with what follows it."""
-    return left.mm(right) + bias
+    """Apart, so that the compiler merges the bias with what follows it; the views keep it from joining them again."""
+    if left.shape[1] <= 8 < right.shape[1]:
+        # Few inputs: the compiler merges the product too, if it is told as a sum, of rows that lie in one piece.
+        rows = right.contiguous().as_strided(right.shape, (right.shape[1], 1))
+        return sum((left[:, i : i + 1] * rows[i] for i in range(1, left.shape[1])), left[:, :1] * rows[0]) + bias
+    return (left.mm(right)[None] + bias)[0]
 
 
 def _lerp_one_by_one(targets: Tensors, values: Tensors, shares: Tensors) -> None:

@@ -54,7 +54,7 @@ class EnvSettings:
         """
         try:
             env = gym.make(self.env_id)
-        except gym.error.Error as error:
+        except (gym.error.Error, ImportError) as error:
             raise ValueError(f"The environment {self.env_id!r} cannot be made: {error}") from error
         for path in self.wrappers:
             env = import_object(path)(env)
@@ -126,7 +126,7 @@ def write_config(folder: Path, env: EnvSettings, arguments: dict[str, Any], **ot
     packages = ("sb3-simple-ddpg", "stable-baselines3", "torch", "gymnasium", "numpy")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     config = {"env": asdict(env), **others, "arguments": {**defaults, **arguments}, "versions": versions}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, default=_describe) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, default=describe) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -146,6 +146,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def load_run(folder: Path, n_envs: int = 1, seed: int | None = None) -> SimpleDDPG:
+    """
+    :param folder: of a run
+    :param n_envs: number of environments
+    :param seed: of the environments; None: unseeded
+    :return: the stored model, on the CPU, with its environments, which are wrapped as in training; the statistics of
+        VecNormalize stay as they are
+    :raises ValueError: when the folder holds no run
+    """
+    config = read_config(folder)
+    if not (folder / MODEL).exists():
+        raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
+    env: VecEnv = config["env"].make(n_envs=n_envs)
+    if config["env"].normalize:
+        normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
+        normalizer.training = False
+        env = normalizer
+    env.seed(seed)
+    return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=1)
+
+
 def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
     """
     Play deterministic episodes with the stored model, as raw returns: VecNormalize does not touch them.
@@ -158,16 +179,9 @@ def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
     """
     if episodes < 1:
         raise ValueError(f"The number of evaluation episodes must be at least 1, got {episodes}.")
-    config = read_config(folder)
-    if not (folder / MODEL).exists():
-        raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
-    env: VecEnv = config["env"].make(n_envs=min(10, episodes))
-    if config["env"].normalize:
-        normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
-        normalizer.training = False
-        env = normalizer
-    env.seed(seed)
-    model = SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=1)
+    model = load_run(folder, n_envs=min(10, episodes), seed=seed)
+    env = model.get_env()
+    assert env is not None
 
     def be_patient(of_evaluation: dict[str, Any], _: dict[str, Any]) -> None:
         if of_evaluation["current_lengths"].max() >= LONGEST_EPISODE:
@@ -231,10 +245,13 @@ def _ignore_ctrl_c(maker: Any) -> Any:  # noqa: ANN401 - SB3 types its makers so
     return make
 
 
-def _describe(value: object) -> object:
-    """What JSON does not know, in words."""
+def describe(value: object) -> object:
+    """
+    :param value: what JSON does not know
+    :return: the same in words or numbers
+    """
     if isinstance(value, FloatSchedule):
-        return _describe(value.value_schedule)
+        return describe(value.value_schedule)
     if isinstance(value, ConstantSchedule):
         return value.val
     if inspect.isclass(value) or inspect.isfunction(value):

@@ -43,22 +43,25 @@ def sample_batches(
 
 def _gather(replay_buffer: ReplayBuffer, count: int, batch_size: int) -> Iterator[ReplayBufferSamples]:
     """Some batches of flat observations at once. Mirrors `ReplayBuffer.sample` and `_get_samples` of SB3 2.9.2."""
+    n_envs, size, device = replay_buffer.n_envs, replay_buffer.size(), replay_buffer.device
     places = np.empty((count, batch_size), np.int64)
     for step in range(count):
-        rows = np.random.randint(0, replay_buffer.size(), size=batch_size)
-        # SB3 draws the environment of each row, also where there is only one.
-        columns = np.random.randint(0, high=replay_buffer.n_envs, size=(batch_size,))
-        places[step] = rows * replay_buffer.n_envs + columns
+        places[step] = np.random.randint(0, size, size=batch_size)
+        if n_envs > 1:  # of one environment SB3 draws too, which takes no random number
+            places[step] *= n_envs
+            places[step] += np.random.randint(0, high=n_envs, size=(batch_size,))
 
     def gather(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array.reshape(-1, *array.shape[2:]).take(places, axis=0)
 
+    dones = gather(replay_buffer.dones)
+    dones *= 1 - gather(replay_buffer.timeouts)
     fields = (
         gather(replay_buffer.observations),
         gather(replay_buffer.actions),
         gather(replay_buffer.next_observations),
-        (gather(replay_buffer.dones) * (1 - gather(replay_buffer.timeouts)))[..., None],
-        gather(replay_buffer.rewards)[..., None],
+        dones[..., np.newaxis],
+        gather(replay_buffer.rewards)[..., np.newaxis],
     )
-    for step in range(count):
-        yield ReplayBufferSamples(*[th.from_numpy(field[step]).to(replay_buffer.device) for field in fields])
+    for arrays in zip(*fields, strict=True):
+        yield ReplayBufferSamples(*[th.from_numpy(array).to(device) for array in arrays])

@@ -281,6 +281,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         from sb3_simple_ddpg.compiled import CompiledUpdates
 
         self._compiled = self._compiled or CompiledUpdates(self)
+        self._compiled.prepare()
         return self._compiled
 
     def _prepare_updates(self) -> None:

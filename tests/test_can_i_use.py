@@ -35,6 +35,7 @@ TOPICS = {
         "reset_num_timesteps=False", "Batch norm", "Dropout",
     ],
     "From and to SB3's DDPG": ["from_sb3", "to_sb3", "Learning on", "`SimpleDDPG.load` of an SB3 zip", "TD3 or SAC"],
+    "Deployment": ["ONNX", "no code", "VecFrameStack"],
     "RL Zoo": ["rl_zoo3.train", "rl_zoo3.enjoy", "-optimize"],
     "SB3's own tests": ["DDPG and TD3"],
     "Left out on purpose": [

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_simple_ddpg import SimpleDDPG, plotting, presets, runs
 from sb3_simple_ddpg.cli import main
+from sb3_simple_ddpg.export import load_policy
 
 # The module before the colon registers the environment, in subprocesses too.
 SMALL = [
@@ -275,8 +277,44 @@ def wait_for(condition, seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.fixture(scope="module")
+def normalized_run(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("normalized") / "run"
+    assert train("--timesteps", "20", "--normalize", "--eval-episodes", "0", "--out", str(out)) == 0
+    return out
+
+
+def test_export_writes_the_policy_with_the_statistics_of_the_run(normalized_run, tmp_path, capsys):
+    model = runs.load_run(normalized_run)
+    raw = np.array([[0.5], [-1.0]], np.float32)
+    expected, _ = model.predict(model.get_vec_normalize_env().normalize_obs(raw))
+    for name in ("policy.onnx", "policy.safetensors"):
+        capsys.readouterr()
+        assert main(["export", str(normalized_run), "--to", str(tmp_path / name)]) == 0
+        assert f"Wrote {tmp_path / name}" in capsys.readouterr().out
+    actions, _ = load_policy(tmp_path / "policy.safetensors").predict(raw)
+    np.testing.assert_array_equal(actions, expected)
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+    (actions,) = session.run(["action"], {"observation": raw})
+    np.testing.assert_allclose(actions, expected, rtol=0, atol=4e-5)  # 1e-5 of the range [-1, 3]
+
+
+def test_mistakes_in_export_are_refused_with_nothing_written(normalized_run, tmp_path, capsys, monkeypatch):
+    for run, to, message in (
+        (normalized_run, tmp_path / "policy.pt", "--to must end in .onnx or .safetensors"),
+        (normalized_run, tmp_path / "missing" / "policy.onnx", "is not a folder that can be written to"),
+        (tmp_path, tmp_path / "policy.onnx", "pass the folder that `simple-ddpg train` wrote"),
+    ):
+        assert main(["export", str(run), "--to", str(to)]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["export", str(normalized_run), "--to", str(tmp_path / "policy.onnx")]) == 2
+    assert 'pip install "sb3-simple-ddpg[export]"' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_console_script_is_installed():
     script = Path(sys.executable).with_name("simple-ddpg")
     result = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
-    for command in ("train", "evaluate", "plot"):
+    for command in ("train", "evaluate", "plot", "export"):
         assert command in result.stdout

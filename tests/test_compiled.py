@@ -12,6 +12,7 @@ from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_simple_ddpg import SimpleDDPG, compiled
 from tests.environments import Bandit
@@ -269,3 +270,20 @@ def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
     assert model._compiled_updates().seconds > 0
     model.logger.close()
     assert "Compiled the update" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_number_is_computed_once_and_not_for_each_weight():
+    """2 ** step is a number that a tensor uses, and gets its view; what numbers alone use gets none."""
+    graph = make_fx(lambda weights, step: weights * (2.0 ** (step + 1)))(th.ones(3), th.tensor(2.0))
+    compiled._compute_numbers_once(graph)
+    called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    aten = th.ops.aten
+    assert called == [aten.add.Tensor, aten.pow.Scalar, aten.as_strided.default, aten.mul.Tensor]
+    assert graph(th.ones(3), th.tensor(2.0)).tolist() == [8.0, 8.0, 8.0]  # 2 ** (2 + 1)
+
+
+@pytest.mark.parametrize("inputs", [1, 4, 8, 9])
+def test_products_are_worded_otherwise_and_mean_the_same(inputs: int):
+    bias, left, right = th.randn(20), th.randn(6, inputs), th.randn(20, inputs).t()
+    # Sums of at most 9 numbers of about 1, in another order.
+    th.testing.assert_close(compiled._product_and_bias(bias, left, right), th.addmm(bias, left, right))

@@ -1,0 +1,298 @@
+"""The algorithms of a comparison: from names and assignments, as typed, to classes and their arguments.
+
+Not here: how they are run (`experiment.py`).
+"""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
+
+from sb3_simple_ddpg import checks, presets, runs
+from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck, make_action_noise
+from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+
+#: What `--algorithms` knows by name; any other is written name=module:Class.
+ALGORITHMS: Final[dict[str, str]] = {
+    "simple_ddpg": "sb3_simple_ddpg:SimpleDDPG",
+    "ddpg": "stable_baselines3:DDPG",
+    "td3": "stable_baselines3:TD3",
+    "sac": "stable_baselines3:SAC",
+    "tqc": "sb3_contrib:TQC",
+    "crossq": "sb3_contrib:CrossQ",
+}
+
+#: Arguments that a comparison gives itself, and the option that says them.
+RESERVED: Final[dict[str, str]] = {
+    "env": "--env",
+    "seed": "--seeds and --first-seed",
+    "tensorboard_log": "the files that a comparison writes",
+    "_init_setup_model": "nothing: it is not for users",
+}
+
+#: In a setting's place: whoever takes part.
+EVERYBODY: Final = "all"
+
+#: Written into a table where an algorithm has no such argument.
+LACKING: Final = "-"
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """
+    One side of a comparison.
+
+    :param name: in tables, pictures and files
+    :param cls: its class
+    :param path: where the class comes from, "module:Class"
+    """
+
+    name: str
+    cls: type[BaseAlgorithm]
+    path: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every argument of the constructor with its default; `inspect.Parameter.empty` where there is none."""
+        found: dict[str, Any] = {}
+        for cls in self.cls.__mro__:  # a subclass may pass **kwargs on
+            parameters = inspect.signature(vars(cls).get("__init__", object.__init__)).parameters.values()
+            found |= {
+                parameter.name: parameter.default
+                for parameter in parameters
+                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+                and parameter.name not in found
+            }
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                break
+        return {name: default for name, default in found.items() if name not in ("self", *RESERVED)}
+
+
+def find_algorithms(names: Iterable[str] | Mapping[str, str | type[BaseAlgorithm]]) -> list[Algorithm]:
+    """
+    :param names: "td3", "name=module:Class", ...; or classes (or "module:Class") by name
+    :return: the algorithms, in that order
+    :raises ValueError: for an unknown name, a name given twice, a class that cannot be imported or is no algorithm
+    """
+    if isinstance(names, Mapping):
+        pairs = list(names.items())
+    else:
+        pairs = [(name, separator and path) for name, separator, path in (text.partition("=") for text in names)]
+    if not pairs:
+        raise ValueError(f"A comparison needs at least one algorithm: choose from {', '.join(ALGORITHMS)}.")
+    found: list[Algorithm] = []
+    for name, source in pairs:
+        if not name or name == EVERYBODY or not all(letter.isalnum() or letter in "-_" for letter in name):
+            raise ValueError(
+                f"An algorithm's name must be made of letters, digits, - and _, and not be {EVERYBODY!r}, got {name!r}."
+            )
+        if name in [algorithm.name for algorithm in found]:
+            raise ValueError(
+                f"The algorithm {name!r} is given twice: the same algorithm under other settings needs a name of its "
+                f"own, for example other={ALGORITHMS.get(name, 'module:Class')} --set other.gamma=0.98."
+            )
+        if isinstance(source, type):
+            cls, path = source, f"{source.__module__}:{source.__qualname__}"
+        else:
+            if not source and name not in ALGORITHMS:
+                raise ValueError(
+                    f"There is no algorithm {name!r}: {checks.did_you_mean(name, list(ALGORITHMS))} "
+                    "Any other class of SB3's kind is written name=module:Class."
+                )
+            path = source or ALGORITHMS[name]
+            cls = _import(path)
+        if not (isinstance(cls, type) and issubclass(cls, BaseAlgorithm)):
+            raise ValueError(f"{path} is no algorithm of Stable-Baselines3's kind, but {cls!r}.")
+        found.append(Algorithm(name, cls, path))
+    return found
+
+
+def _import(path: str) -> Any:  # noqa: ANN401 - whatever has that name
+    module, separator, name = path.partition(":")
+    if not separator:
+        raise ValueError(f"A class is written module:Class, got {path!r}: stable_baselines3:TD3, for example.")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path!r} cannot be imported ({error}): write module:Class.") from error
+
+
+def settings_from(
+    algorithms: list[Algorithm], assignments: Iterable[str] = (), preset_names: Iterable[str] = (), env_id: str = ""
+) -> dict[str, dict[str, Any]]:
+    """
+    Settings as typed, for one environment. What names an algorithm goes before what is for all.
+
+    :param algorithms: of the comparison
+    :param assignments: "algorithm.argument=value"; "all.argument=value" or "argument=value" for every algorithm
+    :param preset_names: "algorithm=preset"; "preset" alone for every SimpleDDPG
+    :param env_id: of the environment, for the preset rl-zoo
+    :return: arguments by the algorithm's name
+    :raises ValueError: for an algorithm, preset or argument that does not exist, with the nearest
+    """
+    known = {algorithm.name: algorithm for algorithm in algorithms}
+    settings: dict[str, dict[str, Any]] = {name: {} for name in known}
+    for text in preset_names:
+        name, separator, preset = text.rpartition("=")
+        if separator and name not in known:
+            raise ValueError(
+                f"--preset {text}: no algorithm {name!r} takes part, {checks.did_you_mean(name, [*known])}"
+            )
+        takers = [name] if separator else [name for name in known if issubclass(known[name].cls, SimpleDDPG)]
+        if not takers:
+            raise ValueError(
+                f"--preset {text}: no SimpleDDPG takes part; write algorithm={text} for another algorithm."
+            )
+        for taker in takers:
+            settings[taker] |= presets.choose_preset(preset, env_id)[1]
+    for to_all in (True, False):
+        for assignment in assignments:
+            left, separator, value = assignment.partition("=")
+            owner, dot, rest = left.strip().partition(".")
+            if not separator or not owner:
+                raise ValueError(f"--set takes algorithm.name=value, got {assignment!r}: --set td3.gamma=0.98.")
+            named = bool(dot) and owner in known
+            if named is to_all:
+                continue
+            keys = (rest if named or (dot and owner == EVERYBODY) else left.strip()).split(".")
+            for taker in [owner] if named else known:
+                _check_argument(known[taker], keys[0], owner if dot else None, [*known])
+                assign(settings[taker], keys, value)
+    return settings
+
+
+def _check_argument(algorithm: Algorithm, argument: str, owner: str | None, known: list[str]) -> None:
+    if argument in RESERVED:
+        raise ValueError(f"--set {argument} cannot be given: use {RESERVED[argument]}.")
+    if argument in algorithm.parameters:
+        return
+    if owner == argument and owner not in (EVERYBODY, *known):  # sdc.gamma=0.9
+        raise ValueError(
+            f"{argument!r} is neither an algorithm of this comparison nor an argument of {algorithm.name}: "
+            f"{checks.did_you_mean(argument, [*known, *algorithm.parameters])}"
+        )
+    raise ValueError(
+        f"{algorithm.name} has no argument {argument!r}: {checks.did_you_mean(argument, list(algorithm.parameters))} "
+        "A setting for some algorithms only is written algorithm.name=value."
+    )
+
+
+def assign(arguments: dict[str, Any], keys: list[str], text: str) -> None:
+    """
+    Put a value into arguments, and copy the dictionaries on the way, which may be a preset's own.
+
+    :param arguments: of a constructor
+    :param keys: name of the argument, then keys within it
+    :param text: the value, as typed
+    """
+    target, key = arguments, keys[0]
+    for next_key in keys[1:]:
+        target[key] = dict(target.get(key) or {})
+        target, key = target[key], next_key
+    target[key] = parse_value(key, text)
+
+
+def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the argument takes
+    """
+    :param name: of the argument or key
+    :param text: as typed
+    :return: a Python literal, an `OrnsteinUhlenbeck(...)`, an imported object where a class or function is expected, or
+        the text itself
+    :raises ValueError: for an import that fails, or noise that cannot be
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    if text.startswith(f"{OrnsteinUhlenbeck.__name__}("):
+        try:
+            call = ast.parse(text.strip(), mode="eval").body
+            assert isinstance(call, ast.Call)
+            values = [ast.literal_eval(value) for value in call.args]
+            named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+            return OrnsteinUhlenbeck(*values, **named)
+        except (SyntaxError, TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"{name}={text} cannot be read ({error}): write OrnsteinUhlenbeck(sigma=0.5).") from error
+    return runs.import_object(text) if name.endswith(("_class", "_fn")) else text
+
+
+def build(
+    algorithm: Algorithm, env: gym.Env[Any, Any], arguments: Mapping[str, Any], seed: int | None
+) -> BaseAlgorithm:
+    """
+    :param algorithm: its class
+    :param env: one environment
+    :param arguments: of the constructor; copied as deep as dictionaries and lists go, since SB3 writes into them.
+        `action_noise` may be a number or `OrnsteinUhlenbeck(...)` for any algorithm: what SB3's own need is made of it
+    :param seed: of everything; None leaves all random streams as they are
+    :return: the algorithm, ready to learn
+    """
+    given = _copy({"policy": runs.policy_for(env.observation_space), **arguments})
+    noise = given.get("action_noise")
+    if not issubclass(algorithm.cls, SimpleDDPG) and noise is not None:
+        shape = env.action_space.shape
+        assert shape is not None
+        if isinstance(noise, int | float) and not isinstance(noise, bool):
+            make_action_noise(noise, shape, 1)  # refuses what cannot be a standard deviation
+            given["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, float(noise)))
+        elif isinstance(noise, OrnsteinUhlenbeck):
+            given["action_noise"] = make_action_noise(noise, shape, 1)
+    model: BaseAlgorithm = algorithm.cls(env=env, seed=seed, **given)
+    return model
+
+
+def _copy(value: Any) -> Any:  # noqa: ANN401 - whatever is within
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def effective_settings(algorithm: Algorithm, env_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What an algorithm will run with. It is built once, so a mistake shows before any run.
+
+    :param algorithm: its class
+    :param env_id: name of the environment
+    :param arguments: as given
+    :return: every argument with its value; the layers as the policy has them, also where nobody named them
+    :raises ValueError: when the algorithm cannot be built for this environment
+    """
+    env = runs.EnvSettings(env_id).make_one()
+    try:
+        with th.random.fork_rng(devices=[]):
+            model = build(algorithm, env, arguments, seed=None)
+    except (AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{algorithm.name} ({algorithm.path}) cannot run in {env_id}: {error}") from error
+    finally:
+        env.close()
+    settings = {name: arguments.get(name, default) for name, default in algorithm.parameters.items()}
+    settings.pop("verbose", None)
+    settings["policy"] = arguments.get("policy", runs.policy_for(env.observation_space))
+    policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
+    settings["net_arch"] = policy_kwargs.pop("net_arch", getattr(model.policy, "net_arch", LACKING))
+    return settings | {f"policy_kwargs.{name}": value for name, value in policy_kwargs.items()}
+
+
+def differing(settings: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    :param settings: by the algorithm's name, what `effective_settings` gave
+    :param given: by the algorithm's name, the arguments that somebody set
+    :return: each setting in which the algorithms differ, with its values by the algorithm's name. What some of them
+        have no argument for belongs to the algorithms; it is listed only where it was set.
+    """
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for values in settings.values() for name in values):
+        has = {algorithm: values[name] for algorithm, values in settings.items() if name in values}
+        was_set = any(name in arguments or "." in name for arguments in given.values())
+        differs = any(repr(value) != repr(next(iter(has.values()))) for value in has.values())
+        if differs or (was_set and len(has) < len(settings)):
+            found[name] = {algorithm: has.get(algorithm, LACKING) for algorithm in settings}
+    return found

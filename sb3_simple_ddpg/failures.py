@@ -88,9 +88,17 @@ def check_observation(name: str, observation: Any, space: spaces.Space[Any]) -> 
 def _checked(env: DummyVecEnv) -> Iterator[None]:
     """DummyVecEnv would spread a wrong shape over its arrays, and cut a wrong dtype off, in silence."""
     save, action_spaces = env._save_obs, [one.action_space for one in env.envs]
+    # What nearly every step passes: to ask wrappers for their space goes through each of them.
+    shape, dtype = env.observation_space.shape, env.observation_space.dtype
+    innermost = [(one.unwrapped, one.unwrapped.action_space) for one in env.envs]
 
     def save_checked(env_idx: int, obs: Any) -> None:  # noqa: ANN401 - may be anything
-        check_observation(f"Environment {env_idx}", obs, env.observation_space)
+        if type(obs) is not np.ndarray or obs.shape != shape or obs.dtype != dtype:
+            check_observation(f"Environment {env_idx}", obs, env.observation_space)
+        one, action_space = innermost[env_idx]
+        if one.action_space is action_space and not env.buf_dones[env_idx]:
+            save(env_idx, obs)
+            return
         now = env.envs[env_idx].action_space
         if now is not action_spaces[env_idx] and now != action_spaces[env_idx]:
             raise ValueError(

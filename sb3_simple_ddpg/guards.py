@@ -104,11 +104,21 @@ class NonFiniteGuard:
         th._amp_foreach_non_finite_check_and_unscale_(self._moved, self._found, self._one)
         return self._found
 
-    def check(self, statistics: list[th.Tensor], means: dict[str, float], found: float) -> None:
+    def read(self, means: th.Tensor) -> tuple[list[float], bool]:
+        """
+        :param means: of the statistics of one call of `train`, on the device
+        :return: these as numbers, and whether a weight is not finite, by one transfer from the device
+        """
+        if not self._remembered:  # the bounds have excluded it
+            return means.tolist(), False
+        *values, found = th.cat([means, self.found()]).tolist()
+        return values, bool(found)
+
+    def check(self, statistics: list[th.Tensor], means: dict[str, float], found: bool) -> None:
         """
         :param statistics: of each update of one call of `train`, the losses of critic and actor first
         :param means: of these, as they are logged
-        :param found: from `found`
+        :param found: whether a weight is not finite
         :raises NonFiniteError: when a loss or a weight is not finite; the weights are those of before `train`
         """
         if not found and math.isfinite(means["critic_loss"]) and math.isfinite(means["actor_loss"]):
@@ -372,7 +382,7 @@ class _Bounds:
             beta1, beta2 = group["betas"]
             step = group["lr"] * max(1.0, (1 - beta1) / math.sqrt(1 - beta2))
             weights = [*network.parameters(), *target.parameters()]
-            norms = [weight.detach().abs().max().item() for weight in weights]
+            norms = [float(weight.detach().abs().max()) for weight in weights]
             largest = max(norms) + self.LASTS * step
             sizes.append([(layer.in_features, layer.out_features, largest) for layer in _dense_layers(network) or []])
         critic, actor = sizes

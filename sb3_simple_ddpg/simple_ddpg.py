@@ -314,7 +314,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             return
         self._n_updates += len(statistics)
         mean = statistics[0] if len(statistics) == 1 else th.stack(statistics).mean(dim=0)
-        *values, found = th.cat([mean, self._guard.found()]).tolist()
+        values, found = self._guard.read(mean)
         means = dict(zip(_STATISTICS, values, strict=True))
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)

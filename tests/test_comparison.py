@@ -408,16 +408,16 @@ def test_ctrl_c_ends_the_runs_and_keeps_the_folder_for_resume(tmp_path):
         start_new_session=True,
     )
     try:
-        wait_for(lambda: (out / "config.json").exists(), 60)
+        wait_for(lambda: (out / "config.json").exists(), 180)
         time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 130, errors
     assert "Interrupted" in errors
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):  # nothing of the group is left
-        wait_for(lambda: bool(os.killpg(process.pid, 0)), 20)
+        wait_for(lambda: bool(os.killpg(process.pid, 0)), 60)
     with experiment_folder.locked(Path(out)):
         pass

@@ -406,6 +406,8 @@ def test_ctrl_c_ends_the_runs_and_keeps_the_folder_for_resume(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests in the background has had it ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         wait_for(lambda: (out / "config.json").exists(), 180)

@@ -19,7 +19,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from sb3_simple_ddpg import SimpleDDPG, guards
+from sb3_simple_ddpg import SimpleDDPG, bounds
 from sb3_simple_ddpg.checks import NonFiniteError
 from tests.environments import Bandit
 from tests.side_by_side import DICT_SPACES, SMALL_COMBINED, VECTOR, Dummy, settings
@@ -371,7 +371,7 @@ def test_the_bound_of_all_numbers_of_an_update_is_the_one_worked_out_by_hand():
     Error of the critic <= 2 (2 * 15 + 2) = 64, times its inputs 128, into them 64 * 3 = 192, the largest. Into the
     action -Q has 1 * 3, times the actor's inputs 6.
     """
-    assert guards._largest_number([(2, 1, 3.0)], [(1, 1, 2.0)], square=4.0) == 192.0
+    assert bounds.largest_number([(2, 1, 3.0)], [(1, 1, 2.0)], square=4.0) == 192.0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -392,7 +392,7 @@ def test_no_number_of_an_update_is_larger_than_its_bound(seed: int):
     batch = model.replay_buffer.sample(16)
     batch = batch._replace(observations=th.randn(16, 1) * 5, rewards=th.randn(16, 1) * 5)
     inputs = (batch.observations, batch.next_observations, batch.rewards)
-    bound = guards._largest_number(*layers, sum(values.square().sum().item() for values in inputs))
+    bound = bounds.largest_number(*layers, sum(values.square().sum().item() for values in inputs))
     q_values = model.critic(batch.observations, batch.actions)
     targets = batch.rewards + model.critic(batch.next_observations, model.actor(batch.next_observations)).detach()
     loss = (q_values - targets).square().mean()
@@ -428,3 +428,21 @@ def test_weights_are_remembered_where_the_bounds_exclude_nothing(why: str):
     assert model._guard._remembered
     if breaks:
         assert all(map(th.equal, model.policy.parameters(), before))
+
+
+def test_adam_moves_no_weight_further_than_its_bound_and_nearly_as_far():
+    """Gradients that grow by beta2 / beta1 are the worst, where Cauchy and Schwarz's inequality is an equality."""
+    bound = bounds.adam_step(0.1, 0.9, 0.999)
+    # r = 0.1 / sqrt(0.001) = 3.1623 and sqrt(1 - 0.81 / 0.999) = 0.43499, so 0.1 * 3.1623 / 0.43499 = 0.72697
+    assert bound == pytest.approx(0.72697, rel=1e-4)
+    weight = th.zeros(1, dtype=th.float64, requires_grad=True)
+    optimizer = th.optim.Adam([weight], lr=0.1, betas=(0.9, 0.999))
+    moves = []
+    for update in range(300):
+        before = weight.item()
+        weight.grad = th.full_like(weight, (0.999 / 0.9) ** update)
+        optimizer.step()
+        moves.append(abs(weight.item() - before))
+    # After 300 updates the bias correction has come to sqrt(1 - 0.999 ** 300) = 0.509.
+    assert 0.5 * bound < max(moves) <= bound
+    assert bounds.adam_step(0.1, 0.9, 0.5) == math.inf  # moments that forget at such rates have no bound

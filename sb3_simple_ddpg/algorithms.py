@@ -14,7 +14,10 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_simple_ddpg import checks, presets, runs
 from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck, make_action_noise
@@ -37,6 +40,13 @@ RESERVED: Final[dict[str, str]] = {
     "tensorboard_log": "the files that a comparison writes",
     "_init_setup_model": "nothing: it is not for users",
 }
+
+#: A setting of the run and not of the constructor, known for every algorithm: VecNormalize around the environment, for
+#: observations alone. Evaluation uses the statistics of training, and does not change them.
+NORMALIZE: Final = "normalize_observations"
+
+#: What a value may call: noise and schedules that are no literals.
+CALLS: Final[dict[str, type[Any]]] = {each.__name__: each for each in (OrnsteinUhlenbeck, LinearSchedule)}
 
 #: In a setting's place: whoever takes part.
 EVERYBODY: Final = "all"
@@ -172,15 +182,16 @@ def settings_from(
 def _check_argument(algorithm: Algorithm, argument: str, owner: str | None, known: list[str]) -> None:
     if argument in RESERVED:
         raise ValueError(f"--set {argument} cannot be given: use {RESERVED[argument]}.")
-    if argument in algorithm.parameters:
+    if argument in algorithm.parameters or argument == NORMALIZE:
         return
     if owner == argument and owner not in (EVERYBODY, *known):  # sdc.gamma=0.9
         raise ValueError(
             f"{argument!r} is neither an algorithm of this comparison nor an argument of {algorithm.name}: "
             f"{checks.did_you_mean(argument, [*known, *algorithm.parameters])}"
         )
+    arguments = [*algorithm.parameters, NORMALIZE]
     raise ValueError(
-        f"{algorithm.name} has no argument {argument!r}: {checks.did_you_mean(argument, list(algorithm.parameters))} "
+        f"{algorithm.name} has no argument {argument!r}: {checks.did_you_mean(argument, arguments)} "
         "A setting for some algorithms only is written algorithm.name=value."
     )
 
@@ -204,23 +215,25 @@ def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the arg
     """
     :param name: of the argument or key
     :param text: as typed
-    :return: a Python literal, an `OrnsteinUhlenbeck(...)`, an imported object where a class or function is expected, or
-        the text itself
-    :raises ValueError: for an import that fails, or noise that cannot be
+    :return: a Python literal, an `OrnsteinUhlenbeck(...)` or `LinearSchedule(...)`, an imported object where a class or
+        function is expected, or the text itself
+    :raises ValueError: for an import that fails, or noise or a schedule that cannot be
     """
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         pass
-    if text.startswith(f"{OrnsteinUhlenbeck.__name__}("):
+    called = text.strip().partition("(")[0]
+    if called in CALLS and "(" in text:
         try:
             call = ast.parse(text.strip(), mode="eval").body
             assert isinstance(call, ast.Call)
             values = [ast.literal_eval(value) for value in call.args]
             named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-            return OrnsteinUhlenbeck(*values, **named)
+            return CALLS[called](*values, **named)
         except (SyntaxError, TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"{name}={text} cannot be read ({error}): write OrnsteinUhlenbeck(sigma=0.5).") from error
+            example = {"LinearSchedule": "LinearSchedule(0.3, 0.05, 1.0)"}.get(called, "OrnsteinUhlenbeck(sigma=0.5)")
+            raise ValueError(f"{name}={text} cannot be read ({error}): write {example}.") from error
     return runs.import_object(text) if name.endswith(("_class", "_fn")) else text
 
 
@@ -231,11 +244,16 @@ def build(
     :param algorithm: its class
     :param env: one environment
     :param arguments: of the constructor; copied as deep as dictionaries and lists go, since SB3 writes into them.
-        `action_noise` may be a number or `OrnsteinUhlenbeck(...)` for any algorithm: what SB3's own need is made of it
+        `action_noise` may be a number or `OrnsteinUhlenbeck(...)` for any algorithm: what SB3's own need is made of it.
+        `normalize_observations=True` puts VecNormalize around the environment
     :param seed: of everything; None leaves all random streams as they are
     :return: the algorithm, ready to learn
+    :raises TypeError: for `normalize_observations` that is neither True nor False, or noise that the algorithm lacks
     """
     given = _copy({"policy": runs.policy_for(env.observation_space), **arguments})
+    normalize = given.pop(NORMALIZE, False)
+    if not isinstance(normalize, bool):
+        raise TypeError(f"{NORMALIZE} must be True or False, got {normalize!r}.")
     noise = given.get("action_noise")
     if not issubclass(algorithm.cls, SimpleDDPG) and noise is not None:
         shape = env.action_space.shape
@@ -245,8 +263,18 @@ def build(
             given["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, float(noise)))
         elif isinstance(noise, OrnsteinUhlenbeck):
             given["action_noise"] = make_action_noise(noise, shape, 1)
-    model: BaseAlgorithm = algorithm.cls(env=env, seed=seed, **given)
+        elif isinstance(noise, LinearSchedule):
+            raise TypeError(f"action_noise={noise} is for SimpleDDPG alone: give a number such as 0.1.")
+    model: BaseAlgorithm = algorithm.cls(env=normalized(env) if normalize else env, seed=seed, **given)
     return model
+
+
+def normalized(env: gym.Env[Any, Any]) -> VecEnv:
+    """
+    :param env: one environment
+    :return: the same, monitored, its observations on their way to zero mean and unit variance; rewards stay as they are
+    """
+    return VecNormalize(DummyVecEnv([lambda: Monitor(env)]), norm_reward=False)
 
 
 def _copy(value: Any) -> Any:  # noqa: ANN401 - whatever is within
@@ -278,6 +306,8 @@ def effective_settings(algorithm: Algorithm, env_id: str, arguments: Mapping[str
     settings["policy"] = arguments.get("policy", runs.policy_for(env.observation_space))
     policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
     settings["net_arch"] = policy_kwargs.pop("net_arch", getattr(model.policy, "net_arch", LACKING))
+    if NORMALIZE in arguments:
+        settings[NORMALIZE] = arguments[NORMALIZE]
     return settings | {f"policy_kwargs.{name}": value for name, value in policy_kwargs.items()}
 
 
@@ -291,6 +321,8 @@ def differing(settings: Mapping[str, Mapping[str, Any]], given: Mapping[str, Map
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for values in settings.values() for name in values):
         has = {algorithm: values[name] for algorithm, values in settings.items() if name in values}
+        if name == NORMALIZE:
+            has = {algorithm: values.get(name, False) for algorithm, values in settings.items()}
         was_set = any(name in arguments or "." in name for arguments in given.values())
         differs = any(repr(value) != repr(next(iter(has.values()))) for value in has.values())
         if differs or (was_set and len(has) < len(settings)):

@@ -24,7 +24,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_simple_ddpg import runs
 from sb3_simple_ddpg.algorithms import Algorithm, build
@@ -86,6 +86,8 @@ def execute(job: Job) -> dict[str, Any]:
     observer = _Observer(job, eval_env)
     try:
         model = build(job.algorithm, env, job.arguments, job.seed)
+        if model.get_vec_normalize_env() is not None:
+            observer.eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
         observer.start_clock()
         model.learn(job.timesteps, observer)
         wall_time_s, cpu_time_s = observer.clock()
@@ -150,6 +152,8 @@ class _Observer(BaseCallback):
         begin = (time.perf_counter(), time.process_time())
         # Algorithms draw nothing for deterministic actions; an environment may use the global streams all the same.
         streams = random.getstate(), np.random.get_state(), th.get_rng_state()
+        if isinstance(self.eval_env, VecNormalize):
+            sync_envs_normalization(self.training_env, self.eval_env)
         self.eval_env.seed(EVALUATION_SEEDS + 10_000 * self.job.seed)  # the same starts for every algorithm
         returns, _ = evaluate_policy(
             self.model, self.eval_env, n_eval_episodes=self.job.eval_episodes, return_episode_rewards=True

@@ -405,6 +405,74 @@ def test_settings_are_read_as_typed_and_the_named_goes_before_all():
     }  # fmt: skip
 
 
+def test_noise_and_learning_rates_may_be_a_linear_schedule():
+    chosen = algorithms.find_algorithms(["simple_ddpg", "td3"])
+    typed = ["simple_ddpg.action_noise=LinearSchedule(0.3, 0.1, 1.0)", "learning_rate=LinearSchedule(1e-3, 0, 0.5)"]
+    settings = algorithms.settings_from(chosen, typed)
+    models = [algorithms.build(each, Bandit(), {**SMALL, **settings[each.name]}, seed=0) for each in chosen]
+    for model in models:
+        # Half of the progress is over where 0.5 remains: there end_fraction=0.5 has reached its end.
+        assert [model.lr_schedule(remaining) for remaining in (1.0, 0.75, 0.5)] == pytest.approx([1e-3, 5e-4, 0])
+    models[0]._update_current_progress_remaining(50, 100)
+    assert models[0].action_noise.scale == pytest.approx(0.2)
+    with pytest.raises(TypeError, match="is for SimpleDDPG alone: give a number"):
+        algorithms.build(chosen[1], Bandit(), settings["simple_ddpg"], seed=0)
+
+
+SCALED = "sb3_simple_ddpg.scaled_pendulum:SimpleDDPG/PendulumScaled-v1"
+
+
+def test_scaled_pendulum_is_pendulum_with_observations_times_1000():
+    plain, scaled = gym.make("Pendulum-v1"), gym.make(SCALED)
+    (first, _), (second, _) = plain.reset(seed=3), scaled.reset(seed=3)
+    assert second.tolist() == pytest.approx((1_000 * first).tolist())
+    assert scaled.observation_space.high.tolist() == [1_000, 1_000, 8_000]
+    assert (scaled.observation_space.dtype, second.dtype) == (np.float32, np.float32)
+    action = np.array([1.5], np.float32)
+    one, two = plain.step(action), scaled.step(action)
+    assert (two[0].tolist(), two[1:4]) == (pytest.approx((1_000 * one[0]).tolist()), one[1:4])
+    assert scaled.spec.max_episode_steps == 200
+
+
+@pytest.mark.parametrize("name", ["simple_ddpg", "td3"])
+def test_observations_are_normalised_for_training_and_evaluated_with_its_statistics(here, monkeypatch, name):
+    """Any algorithm; statistics come from training alone, so a run is the same evaluated often or seldom."""
+    from sb3_simple_ddpg import experiment_worker
+
+    seen = []
+
+    def spy(model, env, **kwargs):
+        training = model.get_vec_normalize_env()
+        before = training.obs_rms.mean.tolist()
+        found = experiment_worker_evaluate(model, env, **kwargs)
+        assert (env.training, env.norm_reward, training.norm_reward) == (False, False, False)
+        assert env.obs_rms.mean.tolist() == training.obs_rms.mean.tolist() == before
+        seen.append(training.obs_rms.count)
+        return found
+
+    experiment_worker_evaluate = experiment_worker.evaluate_policy
+    monkeypatch.setattr(experiment_worker, "evaluate_policy", spy)
+    settings = {name: {**SMALL, "normalize_observations": True}}
+    often, seldom = (
+        run_experiment([name], [SCALED], 1, 220, settings=settings, eval_every=every, eval_episodes=1)
+        for every in (110, 220)
+    )
+    # One observation at the reset and one at each timestep, on top of the 1e-4 that VecNormalize starts with.
+    assert seen == pytest.approx([1, 111, 221, 1, 221], abs=1e-3)
+    assert often.episodes.episode_return.tolist() == seldom.episodes.episode_return.tolist()
+    assert often.episodes.episode_return[0] < -100  # raw rewards
+    assert often.plan["settings"][SCALED][name]["normalize_observations"] is True
+
+
+def test_an_arm_with_normalised_observations_is_shown_beside_one_without(here):
+    names = ["simple_ddpg", "normalised=sb3_simple_ddpg:SimpleDDPG"]
+    settings = {"simple_ddpg": SMALL, "normalised": {**SMALL, "normalize_observations": True}}
+    found = small(names, settings=settings, seeds=1)
+    assert found.plan["differing"][BANDIT] == {"normalize_observations": {"simple_ddpg": False, "normalised": True}}
+    with pytest.raises(ValueError, match="normalize_observations must be True or False, got 'true'"):
+        small(names, settings={"normalised": {**SMALL, "normalize_observations": "true"}}, seeds=1)
+
+
 def test_presets_are_for_simple_ddpg_unless_an_algorithm_is_named():
     chosen = algorithms.find_algorithms(["simple_ddpg", "ddpg"])
     alone = algorithms.settings_from(chosen, ["simple_ddpg.gamma=0.9"], ["fujimoto2018"])
@@ -425,6 +493,8 @@ def test_presets_are_for_simple_ddpg_unless_an_algorithm_is_named():
         (["ddpg.tensorboard_log=x"], [], "cannot be given"),
         (["action_noise=OrnsteinUhlenbeck(sigm=1)"], [], r"write OrnsteinUhlenbeck\(sigma=0.5\)"),
         (["action_noise=OrnsteinUhlenbeck(sigma=-1)"], [], "sigma must be a finite number of at least 0"),
+        (["action_noise=LinearSchedule(1)"], [], r"write LinearSchedule\(0.3, 0.05, 1.0\)"),
+        (["normalise_observations=True"], [], "did you mean normalize_observations"),
         ([], ["nope"], "no preset 'nope'"),
         ([], ["td3=pendulum"], "no algorithm 'td3' takes part"),
     ],

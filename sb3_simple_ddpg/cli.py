@@ -1,4 +1,4 @@
-"""The command line: `simple-ddpg train`, `evaluate`, `plot`, `benchmark`, `export` and `compare`.
+"""The command line: `simple-ddpg train`, `evaluate`, `plot`, `benchmark`, `export`, `compare` and `diagnose`.
 
 Not here: what the commands do to files (`runs.py`, `export.py`), to figures (`plotting.py`) and to networks
 (`simple_ddpg.py`), and what is measured (`benchmark.py`) and compared (`comparison.py`).
@@ -31,6 +31,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_simple_ddpg import checks, presets, runs
 from sb3_simple_ddpg.algorithms import assign
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
+from sb3_simple_ddpg.diagnosis import Finding
+from sb3_simple_ddpg.diagnosis import diagnose as find_faults
+from sb3_simple_ddpg.q_bias import QBiasCallback
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.storage import CheckpointError
 
@@ -159,7 +162,7 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
     """Up to this timestep; then, whatever happens, save; then evaluate."""
     config = runs.read_config(folder)
     settings: runs.EnvSettings = config["env"]
-    callbacks: list[BaseCallback] = [_ReturnsProgressBar()] if progress else []
+    callbacks: list[BaseCallback] = [QBiasCallback(), *([_ReturnsProgressBar()] if progress else [])]
     finished = model.num_timesteps >= timesteps
     if config["episodes"]:
         # SB3 counts episodes per environment.
@@ -400,10 +403,69 @@ def compare(
     return status
 
 
+def diagnose(
+    what: tyro.conf.Positional[str],
+    preset: str | None = None,
+    n_envs: int = 1,
+    wrapper: tuple[str, ...] = (),
+    normalize: bool = False,
+    set: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
+    threads: int = 1,
+    seed: int = 20_000,
+) -> int:
+    """
+    What is likely to keep an agent from learning: a table of what was measured, why it matters, and the cure.
+
+    :param what: folder that `simple-ddpg train` wrote, whose agent plays; or the name of an environment, in which an
+        agent that is yet to be trained takes random actions
+    :param preset: of the agent to be trained, as for train
+    :param n_envs: number of environments side by side, as for train
+    :param wrapper: of each environment, as for train
+    :param normalize: wrap the environments in VecNormalize, as for train
+    :param set: an argument of SimpleDDPG, as for train
+    :param threads: PyTorch's threads, as for train
+    :param seed: of the environments
+    :return: exit status: 1 when there is a finding
+    """
+    given, folder = locals(), Path(what)
+    logged: dict[str, float] = {}
+    if folder.is_dir():
+        for name, parameter in inspect.signature(diagnose).parameters.items():
+            if name not in ("what", "seed") and given[name] != parameter.default:
+                raise ValueError(f"A run has its own settings: leave out --{name.replace('_', '-')}.")
+        config = runs.read_config(folder)
+        arguments = config["arguments"]
+        th.set_num_threads(config["threads"])
+        model = runs.load_run(folder, config["env"].n_envs, seed, buffer_size=runs.SAMPLE)
+        logged = runs.logged_last(folder, ("train/action_saturation", "train/q_mean", "rollout/q_bias"))
+    else:
+        th.set_num_threads(_at_least_one("threads", threads))
+        _, arguments = presets.choose_preset(preset, what)
+        for assignment in itertools.chain(*set):
+            _assign(arguments, assignment)
+        try:
+            settings = runs.EnvSettings(what, wrapper, _at_least_one("n-envs", n_envs), normalize=normalize)
+            env: VecEnv = settings.make()
+        except ValueError as error:
+            raise ValueError(f"{what!r} is neither the folder of a run nor an environment. {error}") from error
+        env = VecNormalize(env, gamma=arguments.get("gamma", 0.99)) if normalize else env
+        arguments = {"policy": runs.policy_for(env.observation_space), **arguments}
+        model = SimpleDDPG(env=env, **{**arguments, "seed": seed, "device": "cpu", "buffer_size": runs.SAMPLE})
+    runs.fill_buffer(model, runs.SAMPLE, episodes=10, random=not folder.is_dir())
+    findings = find_faults(model, arguments.get("buffer_size", 1_000_000))
+    assert model.env is not None
+    model.env.close()
+    _print_findings(findings, what, model.replay_buffer.size() * model.n_envs if model.replay_buffer else 0)
+    for name, value in logged.items():
+        print(f"Logged at the end of training: {name} {value:.3g}")
+    return 1 if findings else 0
+
+
 def main(args: list[str] | None = None) -> int:
     """
     :param args: of the command line; None takes the process's own
-    :return: exit status: 0 for success, 1 when training failed, 2 for a mistake of the user's, 130 after Ctrl-C
+    :return: exit status: 0 for success, 1 when training failed or a diagnosis found something, 2 for a mistake of the
+        user's, 130 after Ctrl-C
     """
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
@@ -412,6 +474,7 @@ def main(args: list[str] | None = None) -> int:
         "benchmark": benchmark,
         "export": export,
         "compare": compare,
+        "diagnose": diagnose,
     }
     try:
         status: int = tyro.extras.subcommand_cli_from_dict(
@@ -570,6 +633,22 @@ def _print_evaluation(returns: list[float]) -> None:
         f"Evaluation over {len(returns)} deterministic episodes: mean return {np.mean(returns):.1f}, "
         f"standard deviation {np.std(returns):.1f}"
     )
+
+
+def _print_findings(findings: list[Finding], what: str, timesteps: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not findings:
+        print(f"Nothing wrong was found with {what} in {timesteps} timesteps.")
+        return
+    table = Table(title=f"{what}, {timesteps} timesteps played", show_lines=True)
+    for head in ("fault", "measured", "why it matters", "cure"):
+        table.add_column(head)
+    for finding in findings:
+        table.add_row(finding.fault, finding.measured, finding.why, finding.cure)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table, markup=False, highlight=False)
 
 
 def _at_least_one(name: str, value: int) -> int:

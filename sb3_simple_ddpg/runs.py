@@ -7,6 +7,8 @@ import importlib
 import inspect
 import json
 import platform
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
@@ -26,6 +30,7 @@ MODEL, CONFIG, MONITOR, PROGRESS = "model.zip", "config.json", "monitor.csv", "p
 PICTURE, NORMALIZER = "returns.png", "vecnormalize.pkl"
 CHECKPOINTS, ERROR, DIAGNOSIS = "checkpoints", "error.txt", "diagnosis.json"
 FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER, ERROR, DIAGNOSIS)
+SAMPLE = 5_000  # timesteps that a diagnosis plays, at most
 LONGEST_EPISODE = 100_000  # that an evaluation waits for
 
 
@@ -146,11 +151,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_run(folder: Path, n_envs: int = 1, seed: int | None = None) -> SimpleDDPG:
+def load_run(folder: Path, n_envs: int = 1, seed: int | None = None, buffer_size: int = 1) -> SimpleDDPG:
     """
     :param folder: of a run
     :param n_envs: number of environments
     :param seed: of the environments; None: unseeded
+    :param buffer_size: of the replay buffer, which is empty
     :return: the stored model, on the CPU, with its environments, which are wrapped as in training; the statistics of
         VecNormalize stay as they are
     :raises ValueError: when the folder holds no run
@@ -164,7 +170,7 @@ def load_run(folder: Path, n_envs: int = 1, seed: int | None = None) -> SimpleDD
         normalizer.training = False
         env = normalizer
     env.seed(seed)
-    return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=1)
+    return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=buffer_size)
 
 
 def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
@@ -198,6 +204,38 @@ def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
         env.close()
     assert isinstance(returns, list)
     return returns
+
+
+def fill_buffer(model: SimpleDDPG, timesteps: int, episodes: int, random: bool = False) -> None:
+    """
+    Play, for `model.diagnose()` to have something to look at. Nothing is learned, and no setting is another afterwards.
+
+    :param model: with an environment of its own and an empty replay buffer
+    :param timesteps: at most
+    :param episodes: whole ones at most, of each environment
+    :param random: uniformly random actions; otherwise the actor's own, without noise
+    """
+    names = ("learning_starts", "gradient_steps", "action_noise", "num_timesteps", "_episode_num", "_n_updates")
+    kept = {name: getattr(model, name) for name in names}
+    model.learning_starts, model.gradient_steps, model.action_noise = timesteps if random else 0, 0, None
+    model.learn(timesteps, StopTrainingOnMaxEpisodes(episodes + 1), log_interval=sys.maxsize)
+    for name, value in kept.items():
+        setattr(model, name, value)
+
+
+def logged_last(folder: Path, names: Sequence[str]) -> dict[str, float]:
+    """
+    :param folder: of a run
+    :param names: of logged numbers, such as `train/q_mean`
+    :return: the last value of each that `progress.csv` holds
+    """
+    try:
+        logged = pd.read_csv(folder / PROGRESS)
+    except (OSError, ValueError):  # none was written, or nothing is in it
+        return {}
+    return {
+        name: float(values.iloc[-1]) for name in names if name in logged and len(values := logged[name].dropna()) > 0
+    }
 
 
 def keep_until(folder: Path, episodes: int, timesteps: int) -> None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from stable_baselines3 import DDPG
 
     from sb3_simple_ddpg.compiled import CompiledUpdates
+    from sb3_simple_ddpg.diagnosis import Finding
 
 SelfSimpleDDPG = TypeVar("SelfSimpleDDPG", bound="SimpleDDPG")
 
@@ -514,6 +515,17 @@ class SimpleDDPG(OffPolicyAlgorithm):
         from sb3_simple_ddpg.convert import to_sb3
 
         return to_sb3(self)
+
+    def diagnose(self) -> "list[Finding]":
+        """
+        What usually goes wrong, measured. Nothing is changed, played or drawn.
+
+        :return: one finding for each fault, with its value and the cure; empty for a healthy agent. What only
+            experience shows needs transitions in the replay buffer
+        """
+        from sb3_simple_ddpg.diagnosis import diagnose
+
+        return diagnose(self)
 
     @property
     def _train_freq(self) -> TrainFreq:

@@ -1,6 +1,6 @@
 """Hands SimpleDDPG to RL Zoo: importing this file makes `--algo ddpg` mean SimpleDDPG in all of the zoo's scripts.
 
-Not here: hyperparameters; the zoo's own are used.
+Not here: hyperparameters; the zoo's own are used, or this repository's: `-conf hyperparams/simple_ddpg.yml`.
 
     python -m rl_zoo3.train --algo ddpg --env Pendulum-v1 --gym-packages sb3_simple_ddpg.zoo
     python -m rl_zoo3.enjoy --algo ddpg --env Pendulum-v1 --gym-packages sb3_simple_ddpg.zoo -f logs

@@ -1,0 +1,95 @@
+"""`hyperparams/simple_ddpg.yml`: RL Zoo builds a SimpleDDPG of every entry, and every entry says where it is from.
+
+Not here: how well they learn; the zoo's commands (`test_zoo.py`).
+"""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "hyperparams" / "simple_ddpg.yml"
+ENTRIES: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())
+
+# What `rl_zoo3.train` does with `--algo ddpg --gym-packages sb3_simple_ddpg.zoo -conf FILE`, up to the first timestep.
+BUILD = """
+import argparse, json, sys
+import gymnasium as gym
+import sb3_simple_ddpg.zoo
+from rl_zoo3.exp_manager import ExperimentManager
+
+file, *env_ids = sys.argv[1:]
+found = {}
+for env_id in env_ids:
+    manager = ExperimentManager(argparse.Namespace(), "ddpg", env_id, "logs", config=file, verbose=0, device="cpu")
+    model, _ = manager.setup_experiment()
+    noise = getattr(model.action_noise, "base_noise", model.action_noise)
+    found[env_id] = {
+        "class": type(model).__name__, "n_timesteps": manager.n_timesteps, "noise": type(noise).__name__,
+        "noise_std": float(noise._sigma.max()), "layers": model.policy.net_arch, "rate": model.lr_schedule(1.0),
+        **{name: getattr(model, name) for name in ("gamma", "batch_size", "buffer_size", "learning_starts")},
+    }
+    model.env.close()
+print(json.dumps(found))
+"""
+
+
+def test_every_continuous_task_of_the_three_families_has_an_entry_but_car_racing():
+    def latest(name: str) -> str:
+        versions = [spec.version for spec in gym.registry.values() if spec.name == name and spec.version is not None]
+        return f"{name}-v{max(versions)}"
+
+    families = re.compile(r"classic_control|box2d|mujoco")
+    discrete = {"CartPole", "MountainCar", "Acrobot", "LunarLander"}
+    names = {spec.name for spec in gym.registry.values() if families.search(str(spec.entry_point))} - discrete
+    assert {latest(name) for name in names} - {"CarRacing-v3"} == ENTRIES.keys() - {"default"}
+
+
+def test_every_entry_says_what_its_evidence_is():
+    text = FILE.read_text()
+    for env_id in ENTRIES:
+        above = re.search(rf"^# (.+)\n{env_id}:", text, re.MULTILINE)
+        assert above is not None, env_id
+        assert re.match(r"(own runs|carried over|untried): \S", above.group(1)), env_id
+
+
+def test_what_is_carried_over_is_what_rl_zoo_has():
+    (path,) = (file for file in importlib.metadata.files("rl_zoo3") or [] if str(file).endswith("hyperparams/ddpg.yml"))
+    theirs = yaml.safe_load(Path(str(path.locate())).read_text())
+    carried = re.findall(r"^# carried over: (\S+) of ddpg.yml.*\n(\S+):", FILE.read_text(), re.MULTILINE)
+    assert carried
+    for source, env_id in carried:
+        assert ENTRIES[env_id] == theirs[source], env_id
+
+
+@pytest.mark.slow
+def test_rl_zoo_builds_a_simple_ddpg_of_every_entry(tmp_path: Path):
+    env_ids = [env_id for env_id in ENTRIES if env_id != "default"]
+    command = [sys.executable, "-c", BUILD, str(FILE), *env_ids]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert list(found) == env_ids
+    noises = {"normal": "NormalActionNoise", "ornstein-uhlenbeck": "OrnsteinUhlenbeckActionNoise"}
+    for env_id, entry in ((env_id, ENTRIES[env_id]) for env_id in env_ids):
+        rate = entry["learning_rate"]
+        assert found[env_id] == {
+            "class": "SimpleDDPG",
+            "n_timesteps": entry["n_timesteps"],
+            "noise": noises[entry["noise_type"]],
+            "noise_std": entry["noise_std"],
+            "layers": eval(entry["policy_kwargs"])["net_arch"],
+            "rate": float(rate.removeprefix("lin_")) if isinstance(rate, str) else rate,
+            "gamma": entry.get("gamma", 0.99),
+            "batch_size": entry.get("batch_size", 256),
+            "buffer_size": entry.get("buffer_size", 1_000_000),
+            "learning_starts": entry.get("learning_starts", 100),
+        }, env_id

@@ -154,7 +154,7 @@ def test_observations_are_judged_as_the_networks_see_them():
 
 def test_an_actor_that_is_stuck_at_a_bound_is_found():
     """The best action lies far beyond the bound: from every observation the way is up, until the tanh is flat."""
-    model = model_of(Bandit(best=3.0, low=-1.0, high=1.0), learning_rate=1e-2).learn(400)
+    model = model_of(Bandit(best=3.0, low=-1.0, high=1.0), learning_rate=1e-2).learn(700)
     finding = the_finding_of("saturation", model)
     assert (finding.value, finding.unit) == (1.0, "of the states")
     assert "1 of 1 dimensions" in finding.measured

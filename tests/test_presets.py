@@ -1,6 +1,8 @@
 """Presets: they are what their source says, and the constructor takes them. Not here: what they achieve (README.md)."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
@@ -61,3 +63,14 @@ def test_pendulum_has_a_preset_of_its_own_and_others_the_defaults():
 def test_unknown_presets_are_refused_with_the_known_ones(name: str, env_id: str, message: str):
     with pytest.raises(ValueError, match=message):
         presets.choose_preset(name, env_id)
+
+
+@pytest.mark.parametrize("name", [name for name in presets.PRESETS if name != "default"])
+def test_every_preset_says_where_its_settings_are_from(name: str):
+    """A publication, or runs of our own: over how many seeds, or the study's records in this repository."""
+    source = Path(presets.__file__).read_text("utf-8")
+    comment = re.search(rf"((?:^#: .+\n)+){name.upper()}: Final", source, re.MULTILINE)
+    assert comment is not None
+    assert re.search(r"https://|published code|docs/results/\S+|over (\w+) seeds", comment.group(1))
+    for path in re.findall(r"docs/results/[\w/.-]*\w", comment.group(1)):
+        assert (Path(__file__).parent.parent / path).exists(), path

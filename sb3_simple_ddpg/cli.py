@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -31,11 +31,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_simple_ddpg import checks, presets, runs
 from sb3_simple_ddpg.algorithms import assign
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
-from sb3_simple_ddpg.diagnosis import Finding
-from sb3_simple_ddpg.diagnosis import diagnose as find_faults
 from sb3_simple_ddpg.q_bias import QBiasCallback
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.storage import CheckpointError
+
+if TYPE_CHECKING:
+    from sb3_simple_ddpg.diagnosis import Finding
 
 #: What may follow one `--set`, which may be given several times.
 Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
@@ -427,6 +428,8 @@ def diagnose(
     :param seed: of the environments
     :return: exit status: 1 when there is a finding
     """
+    from sb3_simple_ddpg.diagnosis import diagnose as find_faults
+
     given, folder = locals(), Path(what)
     logged: dict[str, float] = {}
     if folder.is_dir():
@@ -635,7 +638,7 @@ def _print_evaluation(returns: list[float]) -> None:
     )
 
 
-def _print_findings(findings: list[Finding], what: str, timesteps: int) -> None:
+def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> None:
     from rich.console import Console
     from rich.table import Table
 

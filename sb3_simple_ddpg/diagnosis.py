@@ -46,11 +46,6 @@ LARGEST_OBSERVATION: Final = 30.0
 SMALLEST_OBSERVATION: Final = 0.01
 #: Beyond this the tanh has a slope below 0.0002. In the first thousand updates healthy actors often stand at 0.99 for a
 #: while, in nearly every state, and come back; one that is stuck stands closer to 1, with no state left to turn it.
-BOUND: Final = 10.0
-#: Root mean square of an observation's dimension, as the networks see it. The velocities of Pendulum have 4.
-LARGEST_OBSERVATION: Final = 30.0
-SMALLEST_OBSERVATION: Final = 0.01
-#: Beyond 0.99 the tanh is flat; an actor that gives the same bound in nearly every state does not look at the state.
 BOUND: Final = 0.9999
 STUCK_SHARE: Final = 0.99
 #: Root mean square of the rewards that the critic sees. Pendulum has 8.

@@ -114,7 +114,11 @@ class QBiasCallback(BaseCallback):
         self._next = 0
 
     def _on_training_start(self) -> None:
-        self._next = self.num_timesteps + self.every
+        self._plan()
+
+    def _plan(self) -> None:
+        """At whole multiples, so that a resumed run measures where the one that was never stopped does."""
+        self._next = (self.num_timesteps // self.every + 1) * self.every
 
     def _on_step(self) -> bool:
         return True
@@ -122,7 +126,7 @@ class QBiasCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self.num_timesteps < self._next:
             return
-        self._next = self.num_timesteps + self.every
+        self._plan()
         measured = measure_q_bias(self.model, self.episodes)
         if measured is not None:
             self.logger.record("rollout/q_bias", measured.bias)

@@ -26,10 +26,11 @@ def config_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / runs.CONFIG).read_text())
 
 
-def test_every_agent_that_can_be_made_is_there_and_made_by_that_command():
-    assert [folder.name for folder in FOLDERS] == sorted(agent.env_id for agent in make.AGENTS)
+def test_every_agent_was_made_by_the_command_that_makes_it_now():
     commands = {agent.env_id: " ".join(["simple-ddpg", *agent.command]) for agent in make.AGENTS}
-    assert {folder.name: config_of(folder)["command"] for folder in FOLDERS} == commands
+    assert FOLDERS
+    for folder in FOLDERS:
+        assert config_of(folder)["command"] == commands[folder.name]
 
 
 def test_the_page_is_what_the_files_say():

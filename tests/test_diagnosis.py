@@ -356,7 +356,8 @@ def test_callback_logs_the_bias_at_the_given_distance():
     seen: list[tuple[int, float, float]] = []
     model = model_of(Chain(), learning_starts=10_000, gamma=GAMMA)
     constant(model.critic.qf0, 7.0)
-    model.learn(21, [QBiasCallback(every=9), Spy()], log_interval=1_000)
+    model.learn(5, [QBiasCallback(every=9), Spy()], log_interval=1_000)
+    model.learn(16, [QBiasCallback(every=9), Spy()], log_interval=1_000, reset_num_timesteps=False)  # goes on
     # Logged at the end of timesteps 9 and 18, so first seen in the next one.
     assert [timestep for timestep, _, _ in seen] == [10, 19]
     assert [bias for _, bias, _ in seen] == pytest.approx([7 - 1 - GAMMA - GAMMA**2] * 2)

@@ -253,7 +253,8 @@ def _reward_scale(patient: _Patient) -> Finding | None:
         why, cure = "The critic starts near 0 and has too far to go at its learning rate.", factor
     else:
         why = "Differences between actions are lost beside the values that the critic starts with."
-        cure = "where the agent has yet to find rewards, learning_starts=10_000 and action_noise=OrnsteinUhlenbeck(sigma=0.5)"
+        cure = "where the agent has yet to find rewards, learning_starts=10_000 and "
+        cure += "action_noise=OrnsteinUhlenbeck(sigma=0.5)"
         cure += f"; where they are that small, {factor}" if factor else ""
     return Finding("reward scale", size, "root mean square", measured, why, cure)
 

@@ -1,0 +1,125 @@
+"""Trains and evaluates the agents of this folder and writes README.md: `make agents`, or `make agents ENV=Pendulum-v1`.
+
+Not here: an algorithm or a setting that the command line does not have. Each agent is one `simple-ddpg train`.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sb3_simple_ddpg import cli, runs
+
+FOLDER: Final = Path(__file__).parent
+#: Those of `simple-ddpg evaluate RUN`, which so gives the numbers of the table again.
+EPISODES, EVALUATION_SEED = 100, 10_000
+#: What stays of a run's folder; the picture is drawn again by `simple-ddpg plot`.
+KEPT: Final = {runs.MODEL, runs.CONFIG, runs.MONITOR, runs.NORMALIZER}
+
+HEAD: Final = """# Trained agents
+
+```
+simple-ddpg evaluate agents/Pendulum-v1
+```
+
+plays 100 deterministic episodes and prints the numbers of the table. LunarLander and InvertedPendulum need
+`pip install ".[box2d,mujoco]"`. `SimpleDDPG.load("agents/Pendulum-v1/model.zip")` goes on from there; like any zip of
+SB3 it may run code when it is loaded, so take it from this repository alone. `config.json` has every setting,
+`monitor.csv` the training's returns.
+
+One agent each: seed 0 of one `simple-ddpg train`. What to expect of the settings over many seeds is told by
+comparisons, not by this table. `make agents` trains and evaluates all of them anew and writes this page.
+
+"""
+
+
+@dataclass(frozen=True)
+class Agent:
+    """
+    One agent, in the folder of its environment's name.
+
+    :param env_id: name of the environment
+    :param timesteps: of training
+    :param options: of `simple-ddpg train`
+    """
+
+    env_id: str
+    timesteps: int
+    options: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        """What trains it, but for the folder."""
+        return ["train", "--env", self.env_id, "--timesteps", str(self.timesteps), "--seed", "0", *self.options]
+
+
+SMALL: Final = ("--set", "policy_kwargs.net_arch=[64,64]", "compile_updates=True")
+AGENTS: Final = (
+    Agent("Pendulum-v1", 20_000, ("--preset", "pendulum", *SMALL)),
+    Agent("MountainCarContinuous-v0", 30_000, ("--preset", "rl-zoo", *SMALL, "learning_starts=5000")),
+    Agent("LunarLanderContinuous-v3", 300_000, ("--preset", "rl-zoo", *SMALL)),
+    Agent("InvertedPendulum-v5", 40_000, SMALL),
+)
+
+
+def make(agent: Agent, folder: Path) -> None:
+    """
+    Train into `folder/<environment>`, in the place of the agent that is there, and evaluate.
+
+    :param agent: to be trained
+    :param folder: of all agents
+    :raises RuntimeError: when training fails
+    """
+    out = folder / agent.env_id.rpartition(":")[2].replace("/", "-")
+    options = ["--out", str(out), "--overwrite", "--eval-episodes", "0", "--no-progress"]
+    if cli.main([*agent.command, *options]) != 0:
+        raise RuntimeError(f"Training on {agent.env_id} failed.")
+    for path in out.iterdir():
+        if path.name not in KEPT:
+            path.unlink()
+    returns = runs.evaluate_run(out, EPISODES, EVALUATION_SEED)
+    config = json.loads((out / runs.CONFIG).read_text())
+    config["command"] = " ".join(["simple-ddpg", *agent.command])
+    config["evaluation"] = {
+        "episodes": EPISODES, "seed": EVALUATION_SEED, "mean": float(np.mean(returns)), "std": float(np.std(returns)),
+    }  # fmt: skip
+    (out / runs.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def page(folder: Path) -> str:
+    """
+    :param folder: of all agents
+    :return: README.md
+    """
+    lines = ["| environment | mean return | standard deviation | timesteps | seed | made by |", "| " + "--- | " * 6]
+    versions: dict[str, Any] = {}
+    for path in sorted(folder.glob(f"*/{runs.CONFIG}")):
+        config = json.loads(path.read_text())
+        measured = config["evaluation"]
+        versions |= {f"{name} {number}": None for name, number in config["versions"].items()}
+        lines.append(
+            f"| [{config['env']['env_id']}]({path.parent.name}) | {measured['mean']:.1f} | {measured['std']:.1f} | "
+            f"{config['timesteps']:,} | {config['seed']} | `{config['command']}` |"
+        )
+    table = "\n".join(line.strip() for line in lines)
+    return f"{HEAD}{table}\n\nMean and standard deviation over {EPISODES} episodes. Made with {', '.join(versions)}.\n"
+
+
+def main() -> None:
+    """Make all agents, or those of the environments that the command line names."""
+    known = [agent.env_id for agent in AGENTS]
+    wanted = sys.argv[1:] or known
+    for env_id in wanted:
+        if env_id not in known:
+            sys.exit(f"There is no agent for {env_id!r}: choose from {', '.join(known)}.")
+    for agent in AGENTS:
+        if agent.env_id in wanted:
+            make(agent, FOLDER)
+    (FOLDER / "README.md").write_text(page(FOLDER))
+
+
+if __name__ == "__main__":
+    main()

@@ -55,9 +55,13 @@ class Competitor:
             import gymnasium as gym
             from stable_baselines3.common.env_util import make_vec_env
 
-            self.env = make_vec_env(lambda: gym.make(job["env_id"]), job["n_envs"], seed=0)
-            self.actions = np.array([self.env.action_space.sample() for _ in range(job["n_envs"])])
-            self.env.reset()
+            self.env: Any
+            if job["kind"] == FLOOR or job["n_envs"] > 1:
+                self.env = make_vec_env(lambda: gym.make(job["env_id"]), job["n_envs"], seed=0)
+                self.actions = np.array([self.env.action_space.sample() for _ in range(job["n_envs"])])
+                self.env.reset()
+            else:  # as users pass one; each library wraps it
+                self.env = gym.make(job["env_id"])
         if job["kind"] != FLOOR:
             self.model = self._build()
             if job["filled"]:

@@ -4,7 +4,6 @@ Not here: what the commands do to files (`runs.py`, `export.py`), to figures (`p
 (`simple_ddpg.py`), and what is measured (`benchmark.py`) and compared (`comparison.py`).
 """
 
-import ast
 import contextlib
 import inspect
 import itertools
@@ -30,6 +29,7 @@ from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_simple_ddpg import checks, presets, runs
+from sb3_simple_ddpg.algorithms import assign
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.storage import CheckpointError
@@ -535,19 +535,7 @@ def _assign(arguments: dict[str, Any], assignment: str) -> None:
     known = [argument for argument in known if argument not in options]
     if name not in known and name not in checks.FOREIGN_ARGUMENTS:
         raise ValueError(f"SimpleDDPG has no argument {name!r}: {checks.did_you_mean(name, known)}")
-    target, key = arguments, name
-    for next_key in keys:
-        target[key] = dict(target.get(key) or {})
-        target, key = target[key], next_key
-    target[key] = _parse(key, text)
-
-
-def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the argument takes
-    """A Python literal, an imported object where a class is expected, or else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return runs.import_object(text) if name.endswith(("_class", "_fn")) else text
+    assign(arguments, [name, *keys], text)
 
 
 def _choose_folder(out: Path | None, env_id: str, overwrite: bool) -> Path:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
@@ -170,7 +171,8 @@ class Source:
         :param observations: raw, a batch by name
         :return: what the model does, shape (B, ...)
         """
-        actions, _ = self.model.predict(self.prepare(observations), deterministic=True)
+        # SB3's own `predict`, which gives NaN where numbers overflow; the policy's own refuses the whole batch then.
+        actions, _ = BasePolicy.predict(self.model.policy, self.prepare(observations), deterministic=True)
         return actions
 
     def rounding(self, observations: dict[str, Array], actions: Array) -> Array:

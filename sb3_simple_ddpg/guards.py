@@ -20,6 +20,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_simple_ddpg.bounds import Bounds
 from sb3_simple_ddpg.checks import NonFiniteError
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
 
@@ -55,16 +56,19 @@ class NonFiniteGuard:
         self._statistics: list[tuple[object, dict[str, Any]]] = []
         self._acting_blind = False
         self._n_updates = 0
+        self._bounds = Bounds(model)
+        self._remembered = False
 
     # --- updates -----------------------------------------------------------------------------------------------
 
     def watched(
-        self, batches: Iterable[ReplayBufferSamples], statistics: list[th.Tensor]
+        self, batches: Iterable[ReplayBufferSamples], count: int, statistics: list[th.Tensor]
     ) -> Iterator[ReplayBufferSamples]:
         """
         Remember the weights before the first batch; with `on_non_finite="skip"`, undo each update that is not finite.
 
         :param batches: of one call of `train`
+        :param count: number of batches
         :param statistics: of the updates done so far; those of an undone one are taken out
         :return: the batches
         """
@@ -72,7 +76,9 @@ class NonFiniteGuard:
         self._n_updates = self.model._n_updates
         for index, batch in enumerate(batches):
             if skip or index == 0:
-                self._remember()
+                self._remembered = skip or count > 1 or not self._bounds.exclude_overflow(batch)
+                if self._remembered:
+                    self._remember()
             yield batch
             if not skip:
                 continue
@@ -95,11 +101,21 @@ class NonFiniteGuard:
         th._amp_foreach_non_finite_check_and_unscale_(self._moved, self._found, self._one)
         return self._found
 
-    def check(self, statistics: list[th.Tensor], means: dict[str, float], found: float) -> None:
+    def read(self, means: th.Tensor) -> tuple[list[float], bool]:
+        """
+        :param means: of the statistics of one call of `train`, on the device
+        :return: these as numbers, and whether a weight is not finite, by one transfer from the device
+        """
+        if not self._remembered:  # the bounds have excluded it
+            return means.tolist(), False
+        *values, found = th.cat([means, self.found()]).tolist()
+        return values, bool(found)
+
+    def check(self, statistics: list[th.Tensor], means: dict[str, float], found: bool) -> None:
         """
         :param statistics: of each update of one call of `train`, the losses of critic and actor first
         :param means: of these, as they are logged
-        :param found: from `found`
+        :param found: whether a weight is not finite
         :raises NonFiniteError: when a loss or a weight is not finite; the weights are those of before `train`
         """
         if not found and math.isfinite(means["critic_loss"]) and math.isfinite(means["actor_loss"]):
@@ -113,13 +129,15 @@ class NonFiniteGuard:
             what = self._broken_weight(self.model.critic, "critic")
             what = what or (f"actor_loss is {of_actor}" if not math.isfinite(of_actor) else "")
             what = what or self._broken_weight(self.model.actor, "actor")
-        self._restore()
+        cure = "The weights have been changed by somebody else since the last call of train and could not be restored. "
+        if self._remembered:
+            self._restore()
+            cure = "The weights are those before this call of train. "
         self.model._n_updates = self._n_updates
         raise self.stop(
             f"{what} at timestep {self.model.num_timesteps}, gradient step {self._n_updates + first + 1}"
             f"{self._broken_row()}",
-            "The weights are those before this call of train. Look for NaN or infinity in observations and rewards, "
-            "or lower the learning rate.",
+            f"{cure}Look for NaN or infinity in observations and rewards, or lower the learning rate.",
             statistics=means,
         )
 

@@ -249,7 +249,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         weights, statistics = self._weights, list[th.Tensor]()
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
-        for batch in self._guard.watched(batches, statistics):
+        for batch in self._guard.watched(batches, gradient_steps, statistics):
             if compiled is not None and (compiled_statistics := compiled.step(batch)) is not None:
                 statistics.append(compiled_statistics)  # lines 8-11 ran as compiled code: compiled.py
                 continue
@@ -314,7 +314,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             return
         self._n_updates += len(statistics)
         mean = statistics[0] if len(statistics) == 1 else th.stack(statistics).mean(dim=0)
-        *values, found = th.cat([mean, self._guard.found()]).tolist()
+        values, found = self._guard.read(mean)
         means = dict(zip(_STATISTICS, values, strict=True))
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)

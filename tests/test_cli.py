@@ -256,7 +256,14 @@ def test_random_return_is_the_mean_over_finished_episodes():
 def test_ctrl_c_saves_what_there_is_and_says_so(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sb3_simple_ddpg", "train", "--out", str(out), "--no-progress"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background has had it ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     try:
         wait_for(lambda: (out / "monitor.csv").exists() and len((out / "monitor.csv").read_text().splitlines()) > 3)
         process.send_signal(signal.SIGINT)

@@ -406,18 +406,20 @@ def test_ctrl_c_ends_the_runs_and_keeps_the_folder_for_resume(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests in the background has had it ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        wait_for(lambda: (out / "config.json").exists(), 60)
+        wait_for(lambda: (out / "config.json").exists(), 180)
         time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 130, errors
     assert "Interrupted" in errors
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):  # nothing of the group is left
-        wait_for(lambda: bool(os.killpg(process.pid, 0)), 20)
+        wait_for(lambda: bool(os.killpg(process.pid, 0)), 60)
     with experiment_folder.locked(Path(out)):
         pass

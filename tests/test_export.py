@@ -323,10 +323,21 @@ def test_stacked_frames_are_what_the_file_takes(tmp_path):
     np.testing.assert_array_equal(policy.predict(stacked)[0], model.predict(stacked)[0])
 
 
+class Twice(VecEnvWrapper):
+    """Shows twice what it is shown."""
+
+    def reset(self):
+        return 2 * self.venv.reset()
+
+    def step_wait(self):
+        observations, *others = self.venv.step_wait()
+        return 2 * observations, *others
+
+
 def test_normaliser_below_another_wrapper_is_refused(tmp_path):
-    env = VecFrameStack(VecNormalize(DummyVecEnv([lambda: Dummy(VECTOR)])), 2)
+    env = Twice(VecNormalize(DummyVecEnv([lambda: Dummy(VECTOR)])))
     model = SimpleDDPG("MlpPolicy", env, policy_kwargs=FLAT, buffer_size=10)
-    with pytest.raises(ValueError, match=r"VecNormalize lies below VecFrameStack.*VecNormalize\(VecFrameStack"):
+    with pytest.raises(ValueError, match=r"VecNormalize lies below Twice.*VecNormalize\(Twice"):
         save_policy(model, tmp_path / "policy.safetensors")
     env = VecNormalize(VecNormalize(DummyVecEnv([lambda: Dummy(VECTOR)])))
     model = SimpleDDPG("MlpPolicy", env, policy_kwargs=FLAT, buffer_size=10)

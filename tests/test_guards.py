@@ -6,6 +6,7 @@ Not here: environments that fail in other ways (`test_hostile_environments.py`).
 import json
 import math
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg import SimpleDDPG, bounds
 from sb3_simple_ddpg.checks import NonFiniteError
+from tests.environments import Bandit
 from tests.side_by_side import DICT_SPACES, SMALL_COMBINED, VECTOR, Dummy, settings
 
 NAN, INF = math.nan, math.inf
@@ -357,3 +359,90 @@ def test_observation_that_gives_no_action_is_named(value, shown):
     model = SimpleDDPG("MlpPolicy", Dummy(spaces.Box(-INF, INF, (2,), np.float64)), **settings())
     with pytest.raises(FloatingPointError, match=f"The observation is not finite in float32: {shown}"):
         model.predict(np.array([0.0, value]))
+
+
+# --- when nothing needs to be remembered ---------------------------------------------------------------------------
+
+
+def test_the_bound_of_all_numbers_of_an_update_is_the_one_worked_out_by_hand():
+    """
+    Inputs of at most 2, one layer each. Q <= (2 * 2 + 1) * 3 = 15, action <= (1 * 2 + 1) * 2 = 6.
+
+    Error of the critic <= 2 (2 * 15 + 2) = 64, times its inputs 128, into them 64 * 3 = 192, the largest. Into the
+    action -Q has 1 * 3, times the actor's inputs 6.
+    """
+    assert bounds.largest_number([(2, 1, 3.0)], [(1, 1, 2.0)], square=4.0) == 192.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_number_of_an_update_is_larger_than_its_bound(seed: int):
+    th.manual_seed(seed)
+    settings = {"policy_kwargs": {"net_arch": [20, 10]}, "learning_starts": 10, "seed": seed, "batch_size": 16}
+    model = SimpleDDPG("MlpPolicy", Bandit(), **settings).learn(12)
+    for weight in model.policy.parameters():
+        weight.data.normal_(std=3.0)
+    layers = [
+        [
+            (layer.in_features, layer.out_features, max(weight.abs().max().item() for weight in network.parameters()))
+            for layer in network.modules()
+            if isinstance(layer, th.nn.Linear)
+        ]
+        for network in (model.critic, model.actor)
+    ]
+    batch = model.replay_buffer.sample(16)
+    batch = batch._replace(observations=th.randn(16, 1) * 5, rewards=th.randn(16, 1) * 5)
+    inputs = (batch.observations, batch.next_observations, batch.rewards)
+    bound = bounds.largest_number(*layers, sum(values.square().sum().item() for values in inputs))
+    q_values = model.critic(batch.observations, batch.actions)
+    targets = batch.rewards + model.critic(batch.next_observations, model.actor(batch.next_observations)).detach()
+    loss = (q_values - targets).square().mean()
+    numbers = [q_values, *th.autograd.grad(loss, list(model.critic.parameters()))]
+    loss = -model.critic(batch.observations, model.actor(batch.observations)).mean()
+    numbers += th.autograd.grad(loss, list(model.actor.parameters()))
+    assert max(values.abs().max().item() for values in numbers) <= bound
+
+
+def test_nothing_is_copied_while_the_bounds_exclude_an_overflow():
+    model = SimpleDDPG("MlpPolicy", Bandit(), learning_starts=4, batch_size=4, policy_kwargs={"net_arch": [4]}).learn(5)
+    assert model._guard._remembered  # the first update, in which Adam creates its state, is remembered
+    model.learn(20, reset_num_timesteps=False)
+    assert not model._guard._remembered
+
+
+@pytest.mark.parametrize("why", ["weights", "rewards", "nan", "learning rate", "layer"])
+def test_weights_are_remembered_where_the_bounds_exclude_nothing(why: str):
+    kwargs = {"net_arch": [4], "activation_fn": th.nn.ELU if why == "layer" else th.nn.ReLU}
+    model = SimpleDDPG("MlpPolicy", Bandit(), learning_starts=4, batch_size=4, policy_kwargs=kwargs).learn(20)
+    assert model._guard._remembered == (why == "layer")
+    if why == "weights":
+        model.critic.qf0[0].weight.data[0, 0] = 1e19
+        model._guard._bounds.left = 0  # as after 200 updates
+    if why == "learning rate":
+        model.lr_schedule = lambda _: 1e3  # weights of 1e3 would still do, 200 such steps would not
+    if why in ("rewards", "nan"):
+        model.replay_buffer.rewards[:] = 1e20 if why == "rewards" else np.nan
+    before = [weight.clone() for weight in model.policy.parameters()]
+    breaks = why in ("rewards", "nan")  # (1e20)^2 is more than float32 holds
+    with pytest.raises(NonFiniteError, match="The weights are those before") if breaks else nullcontext():
+        model.train(1, 4)
+    assert model._guard._remembered
+    if breaks:
+        assert all(map(th.equal, model.policy.parameters(), before))
+
+
+def test_adam_moves_no_weight_further_than_its_bound_and_nearly_as_far():
+    """Gradients that grow by beta2 / beta1 are the worst, where Cauchy and Schwarz's inequality is an equality."""
+    bound = bounds.adam_step(0.1, 0.9, 0.999)
+    # r = 0.1 / sqrt(0.001) = 3.1623 and sqrt(1 - 0.81 / 0.999) = 0.43499, so 0.1 * 3.1623 / 0.43499 = 0.72697
+    assert bound == pytest.approx(0.72697, rel=1e-4)
+    weight = th.zeros(1, dtype=th.float64, requires_grad=True)
+    optimizer = th.optim.Adam([weight], lr=0.1, betas=(0.9, 0.999))
+    moves = []
+    for update in range(300):
+        before = weight.item()
+        weight.grad = th.full_like(weight, (0.999 / 0.9) ** update)
+        optimizer.step()
+        moves.append(abs(weight.item() - before))
+    # After 300 updates the bias correction has come to sqrt(1 - 0.999 ** 300) = 0.509.
+    assert 0.5 * bound < max(moves) <= bound
+    assert bounds.adam_step(0.1, 0.9, 0.5) == math.inf  # moments that forget at such rates have no bound

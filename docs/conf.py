@@ -3,6 +3,8 @@
 Not here: the pages, and the running of notebooks (`make notebooks`): what they show is what was committed.
 """
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -47,13 +49,35 @@ HERE = Path(__file__).parent
 for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
     shutil.copy(notebook, HERE / "tutorials")
 
-#: Links that are right in the repository, and what they become here.
-LINKS = {"](../SECURITY.md)": "](security.md)", "[tests](../tests)": "`tests`"}
+#: Links that are right for a reader of the repository, and what they become here.
+LINKS = {
+    "](../SECURITY.md)": "](security.md)",
+    "[tests](../tests)": "`tests`",
+    "](../notebooks/": "](tutorials/",
+    "](../../notebooks/": "](../tutorials/",
+    "](../docs/": "](../",
+}
 
 
-def _relink(app: Sphinx, page: str, source: list[str]) -> None:
+def _prepare(app: Sphinx, page: str, source: list[str]) -> None:
+    """Links; the names of compared folders in the titles of their pages; and what they found on the page of results."""
     for link, other in LINKS.items():
         source[0] = source[0].replace(link, other)
+    if page == "results":
+        source[0] = re.sub("<!-- comparisons: .*? -->", lambda _: _comparisons(app), source[0])
+    elif page.startswith("results/"):
+        source[0] = source[0].replace("# ", f"# {page.split('/')[1]}: ", 1)
+
+
+def _comparisons(app: Sphinx) -> str:
+    found = []
+    for path in sorted((HERE / "results").glob("*/summary.json")):
+        app.env.note_dependency(path)
+        folder, summary = path.parent.name, json.loads(path.read_text("utf-8"))
+        found += [f"## {folder}", *(f"- {sentence}" for sentence in summary["sentences"]), ""]
+        found += [f"[Tables, settings, command](results/{folder}/summary.md)", ""]
+        found += [f"![Learning curves: {summary['sentences'][0]}](results/{folder}/learning_curves.png)", ""]
+    return "\n".join(found)
 
 
 def _inline(translator: HTML5Translator, node: nodes.Element) -> None:
@@ -68,5 +92,5 @@ def _block(translator: HTML5Translator, node: nodes.Element) -> None:
 
 def setup(app: Sphinx) -> None:
     """Formulas as MathML, which browsers draw themselves: MathJax would come from the network."""
-    app.connect("source-read", _relink)
+    app.connect("source-read", _prepare)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

@@ -4,6 +4,7 @@ Not here: the Python of README.md (`test_readme.py`), the rows of docs/can_i_use
 a browser shows them (`test_site.py`).
 """
 
+import ast
 import csv
 import gc
 import inspect
@@ -25,7 +26,7 @@ from nbclient import NotebookClient
 from stable_baselines3 import DDPG
 from stable_baselines3.common.logger import configure
 
-from sb3_simple_ddpg import SimpleDDPG, cli, engines, presets, simple_ddpg
+from sb3_simple_ddpg import SimpleDDPG, cli, comparison_report, engines, equations, policies, presets, simple_ddpg
 from sb3_simple_ddpg.experiment_worker import execute_or_explain
 from tests.environments import Bandit
 
@@ -59,7 +60,8 @@ SHORTER = {"20_000": "120", "10_000": "60", "5_000": "60", "seeds=10": "seeds=2"
 
 @pytest.fixture
 def runs_in_this_process(monkeypatch):
-    """A comparison starts a process for each run, which takes longer than the short runs of these tests."""
+    """A comparison starts a process for each run, and draws: that takes longer than the short runs of these tests."""
+    monkeypatch.setattr(comparison_report, "draw", lambda *_: {})
     monkeypatch.setattr(engines, "usable_cores", lambda: 1)
     monkeypatch.setattr(engines.LocalEngine, "run", lambda _, job: execute_or_explain(cloudpickle.dumps(job)))
 
@@ -114,7 +116,7 @@ def shorter(words: list[str]) -> list[str]:
     if "--resume" in arguments:
         return [*words, "--eval-episodes", "1"] if command == "train" else words
     budget = {"--timesteps": "200", "--eval-episodes": "1"}
-    budget |= {"--seeds": "2", "--jobs": "1"} if command == "compare" else {}
+    budget |= {"--timesteps": "120", "--eval-every": "60", "--seeds": "2"} if command == "compare" else {}
     for option, value in {**budget, "--checkpoint-every": "100"}.items():
         if option in arguments:
             arguments[arguments.index(option) + 1] = value
@@ -140,8 +142,7 @@ def test_the_commands_of_a_page_run_in_its_order(page, a_run, tmp_path, monkeypa
         if words[0] != "simple-ddpg" or "--ray-address" in words:
             continue  # the others: test_other_commands_name_what_exists; a cluster: test_experiment.py
         for place in PLACES:
-            needed = place in words and "--out" not in words and not Path(place).exists()
-            if needed:
+            if place in words and words[words.index(place) - 1] != "--out" and not Path(place).exists():
                 shutil.copytree(a_run, place)
         assert cli.main(shorter(words[1:])) == 0, (words, capsys.readouterr().err)
         done += 1
@@ -252,7 +253,7 @@ def test_the_first_page_lists_every_question_and_every_page():
 
 #: What the notebooks' cell of the tag `parameters` is replaced by.
 SHORT_SETTINGS = {
-    "01_quickstart": "EPISODES, EVALUATION_EPISODES, SEED = 2, 2, 0",
+    "01_quickstart": "EPISODES, EVALUATION_EPISODES, SEED = 4, 2, 0",
     "02_theory_to_code": "TIMESTEPS, SEEDS = 400, 1",
     "03_what_can_go_wrong": "TIMESTEPS = 480",
     "04_compare_with_sb3": f"RECORDS, TIMESTEPS, SEEDS = {str(ROOT / 'docs' / 'results')!r}, 200, 2",
@@ -265,10 +266,12 @@ def test_a_notebook_runs_with_short_settings(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
-    names = set(re.findall(r"^(?:.*, )?([A-Z_]+) =|([A-Z_]+),", tagged[0].source, re.MULTILINE))
-    short = SHORT_SETTINGS[path.stem]
-    assert {name for pair in names for name in pair if name} == set(re.findall(r"[A-Z_]{4,}", short.split(" = ")[0]))
-    tagged[0].source = short
+    names = [
+        {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        for source in (tagged[0].source, SHORT_SETTINGS[path.stem])
+    ]
+    assert names[0] == names[1]
+    tagged[0].source = SHORT_SETTINGS[path.stem]
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
 
 
@@ -289,8 +292,6 @@ def test_source_in_a_committed_notebook_is_the_package_s_of_now(path):
     """A function that changed since the last `make notebooks` would be shown as it was."""
     for cell in nbformat.read(path, as_version=4).cells:
         for name in re.findall(r"^show\(([\w.]+)\)$", cell.source, re.MULTILINE):
-            from sb3_simple_ddpg import equations, policies
-
             shown: Any = {"equations": equations, "policies": policies, "SimpleDDPG": SimpleDDPG}
             module, *attributes = name.split(".")
             function = shown[module]

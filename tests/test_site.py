@@ -21,8 +21,15 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 pytestmark = pytest.mark.slow
 
 #: Pages that must hold formulas and figures, and at least how many of each.
-MATHS = {"theory": 15, "metrics": 10, "howto/n_step": 2, "tutorials/02_theory_to_code": 10}
-FIGURES = {"index": 1, "speed": 1, "tutorials/01_quickstart": 3, "tutorials/02_theory_to_code": 3}
+MATHS = {"theory": 15, "metrics": 10, "howto/n_step": 2, "tutorials/02_theory_to_code": 9}
+FIGURES = {
+    "index": 2,
+    "speed": 1,
+    "results": 2,
+    "tutorials/01_quickstart": 3,
+    "tutorials/02_theory_to_code": 3,
+    "tutorials/04_compare_with_sb3": 3,
+}
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def _comparisons(app: Sphinx) -> str:
         app.env.note_dependency(path)
         folder, summary = path.parent.name, json.loads(path.read_text("utf-8"))
         found += [f"## {folder}", *(f"- {sentence}" for sentence in summary["sentences"]), ""]
-        found += [f"[Tables, settings, command](results/{folder}/summary.md)", ""]
+        found += ["```", summary["plan"]["command"], "```", f"[Tables and settings](results/{folder}/summary.md)", ""]
         found += [f"![Learning curves: {summary['sentences'][0]}](results/{folder}/learning_curves.png)", ""]
     return "\n".join(found)
 

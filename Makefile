@@ -55,7 +55,7 @@ test-sb3-oldest test-sb3-newest: test-sb3-%:
 
 # The site, into docs/_build/html, without the network; a warning is an error.
 docs: $(VENV)/installed-dev
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -a -E -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
 # Run the notebooks in full, ten minutes on one core, and store what they show.

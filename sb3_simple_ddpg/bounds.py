@@ -4,7 +4,6 @@ Not here: what is done where one can (`guards.py`).
 """
 
 import math
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +43,7 @@ class Bounds:
         self.optimizers = [network.optimizer for network, _ in self.networks]
         self.left = 0
         self.key: object = None
-        self.states: list[Any] = []
+        self.states: tuple[Any, ...] = ()  # kept, so that no other can have their identity
         self.largest_square = -1.0  # of all inputs together; none is small enough
 
     def exclude_overflow(self, batch: ReplayBufferSamples) -> bool:
@@ -52,20 +51,19 @@ class Bounds:
         :param batch: of the next update
         :return: whether every number in it, and every new weight, is certain to be finite
         """
-        key = [(len(each.state), each.param_groups[0]["lr"]) for each in self.optimizers]
-        states = [each.state for each in self.optimizers]  # set_parameters replaces them
-        same = key == self.key and all(map(operator.is_, states, self.states))
-        if self.left == 0 or not same:
+        critic, actor = self.optimizers
+        states = critic.state, actor.state  # set_parameters replaces them
+        rates = critic.param_groups[0]["lr"], actor.param_groups[0]["lr"]
+        key = (*map(id, states), *map(len, states), *rates)
+        if self.left == 0 or key != self.key:
             self.left, self.key, self.states = self.LASTS, key, states
             self.largest_square = self._largest_square()
         self.left -= 1
         if self.largest_square < 0:
             return False
-        squares = 0.0
-        for tensor in (batch.observations, batch.next_observations, batch.rewards):
-            values = tensor.numpy()
-            squares += float(np.vdot(values, values))
-        return squares <= self.largest_square  # not so for NaN
+        inputs = [tensor.numpy() for tensor in (batch.observations, batch.next_observations, batch.rewards)]
+        square = float(sum([np.vdot(values, values) for values in inputs]))
+        return square <= self.largest_square  # not so for NaN
 
     def _largest_square(self) -> float:
         """Of inputs, for which nothing can overflow; -1 where no bound is known."""

@@ -7,10 +7,10 @@ The functions below are recorded once with stand-in tensors (`make_fx`) and hand
 Weights, optimizer states, learning rates and discounts are inputs, so whatever changes between two calls is taken up.
 """
 
-import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -56,6 +56,9 @@ class CompiledUpdates:
         self._states_of: list[Any] = [None, None]
         self._adam_inputs: tuple[Any, ...] = ()
         self._adam_leaves: Tensors = []
+        networks = self._actor, self._critic, self._actor_target, self._critic_target
+        self._weights = pytree.tree_leaves(networks)
+        self._seen: tuple[Any, ...] = ()
         self._adam_update: tuple[object, Callable[..., Any]] | None = None
         if model.policy.depends_on_mode:
             self._give_up("a layer (batch norm, dropout or an unknown one) may behave differently in training")
@@ -110,15 +113,14 @@ class CompiledUpdates:
 
     def _prepare_adam(self) -> tuple[object, Callable[..., Any]] | None:
         """
-        Both losses, their gradients, both optimizers and the soft updates as one function.
+        Collect what `_update` takes.
 
-        :return: what is compiled into it, and the function; None while the optimizers have no state
+        :return: a name for what is compiled into it, and the function; None while the optimizers have no state
         """
         model = self.model
         optimizers = model.actor.optimizer, model.critic.optimizer
         if not all(optimizer.state for optimizer in optimizers):
             return None
-        settings = tuple(map(_adam_settings, optimizers))
         rates = [
             self._constant(name, optimizer.param_groups[0]["lr"])
             for name, optimizer in zip(("actor", "critic"), optimizers, strict=True)
@@ -131,30 +133,34 @@ class CompiledUpdates:
             networks = self._actor, self._critic, self._actor_target, self._critic_target
             self._adam_inputs = (*networks, states, rates, tau)
             self._adam_leaves = pytree.tree_leaves(self._adam_inputs)
+        # Who moves weights to another place may store them in another order there.
+        addresses = [weight.data_ptr() for weight in self._weights]
+        settings = [_adam_settings(optimizer) for optimizer in optimizers]
+        if self._adam_update is None or (addresses, settings) != self._seen:
+            self._seen = addresses, settings
+            return (tuple(settings), _Layout(self._adam_leaves)), partial(self._update, settings)
+        return self._adam_update
 
-        # Without buffers, which a soft update leaves alone.
-        critic_names, actor_names = self._learning["critic"], self._learning["actor"]
-
-        def update(
-            actor: Named, critic: Named, actor_target: Named, critic_target: Named, states: list[list[Tensors]],
-            rates: Tensors, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
-        ) -> th.Tensor:  # fmt: skip
-            gradients, of_critic = self._critic_gradients(critic, actor_target, critic_target, discounts, batch)
-            _adam_step(critic_names, critic, gradients, states[1], rates[1], settings[1])
-            gradients, of_actor = self._actor_gradients(actor, critic, batch)
-            _adam_step(actor_names, actor, gradients, states[0], rates[0], settings[0])
-            for main, target, names in ((critic, critic_target, critic_names), (actor, actor_target, actor_names)):
-                soft_update([main[name] for name in names], [target[name] for name in names], tau)
-            return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
-
-        return settings, update
+    def _update(
+        self, settings: list[tuple[Any, ...]], actor: Named, critic: Named, actor_target: Named, critic_target: Named,
+        states: list[list[Tensors]], rates: Tensors, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
+    ) -> th.Tensor:  # fmt: skip
+        """Both losses, their gradients, both optimizers and the soft updates as one function."""
+        critic_names, actor_names = self._learning["critic"], self._learning["actor"]  # without buffers
+        gradients, of_critic = self._critic_gradients(critic, actor_target, critic_target, discounts, batch)
+        _adam_step(critic_names, critic, gradients, states[1], rates[1], settings[1])
+        gradients, of_actor = self._actor_gradients(actor, critic, batch)
+        _adam_step(actor_names, actor, gradients, states[0], rates[0], settings[0])
+        for main, target, names in ((critic, critic_target, critic_names), (actor, actor_target, actor_names)):
+            soft_update([main[name] for name in names], [target[name] for name in names], tau)
+        return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
 
     def _step_with_adam(self, batch: ReplayBufferSamples) -> th.Tensor:
         assert self._adam_update is not None
-        settings, update = self._adam_update
+        name, update = self._adam_update
         discounts = self._discounts(batch)
         inputs = (*self._adam_inputs, discounts)
-        statistics: th.Tensor = self._ready(settings, update, inputs, batch, [*self._adam_leaves, discounts])()
+        statistics: th.Tensor = self._ready(name, update, inputs, batch, [*self._adam_leaves, discounts])()
         return statistics
 
     def _step(self, batch: ReplayBufferSamples) -> th.Tensor:
@@ -223,34 +229,39 @@ class CompiledUpdates:
         leaves: Tensors | None = None,
     ) -> Callable[[], Any]:
         """
-        Compile `function(*inputs, batch)`, unless that was done for a batch of this size.
+        Compile `function(*inputs, batch)`, unless that was done for tensors of this layout.
 
-        :param leaves: the tensors in `inputs`, where they are known already: collecting them takes time
+        :param leaves: the tensors in `inputs`, where they are known already, and their layout is in `name`: collecting
+            them takes time
         :return: the call of it, with the values that the inputs have by then
         """
         fields = batch.observations, batch.actions, batch.next_observations, batch.dones, batch.rewards
-        flat = isinstance(batch.observations, th.Tensor)
-        leaves = pytree.tree_leaves(inputs) if leaves is None else leaves
-        leaves = [*leaves, *(fields if flat else pytree.tree_leaves(fields))]
-        key = (name, len(batch.rewards), batch.discounts is None)
-        if key not in self._functions:
+        of_batch = [*fields] if isinstance(batch.observations, th.Tensor) else pytree.tree_leaves(fields)
+        of_batch = [field.contiguous() for field in of_batch]
+        if leaves is None:
+            leaves = pytree.tree_leaves(inputs)
+            name = name, _Layout(leaves)
+        discounts = batch.discounts
+        of_discounts = None if discounts is None else _Layout([discounts])
+        key = name, of_discounts, *[(field.shape, field.dtype) for field in of_batch]
+        leaves = [*leaves, *of_batch]
+        compiled = self._functions.get(key)
+        if compiled is None:
             started = time.perf_counter()
             structure = pytree.tree_structure((*inputs, fields))
             # PyTorch's compiler warns of PyTorch's own parts.
             with th.no_grad(), warnings.catch_warnings(action="ignore"):
-                self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)
+                compiled = self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)
             self.seconds += time.perf_counter() - started
             self.model.logger.info(f"Compiled the update ({self.seconds:.1f} s so far).")
-
-        def call() -> Any:  # noqa: ANN401 - the function's own
-            with th.no_grad(), _flushed_denormals():
-                return self._functions[key](*leaves)
-
-        return call
+        return partial(_call, compiled, leaves)
 
 
 def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.TreeSpec) -> Callable[..., Any]:
-    """The function of nested inputs as a compiled one of their tensors."""
+    """The function of nested inputs as a compiled one of a list of their tensors."""
+    from torch._functorch import config as functorch_config  # imported here: it takes a second
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
     results: list[pytree.TreeSpec] = []
 
     def flat(*leaves: th.Tensor) -> Tensors:
@@ -260,25 +271,55 @@ def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.Tr
 
     graph = make_fx(flat, _WORDINGS, tracing_mode="fake")(*leaves)
     _compute_numbers_once(graph)
-    on_cpu = leaves[0].device.type == "cpu"
-    options = {"cpp_wrapper": True, "memory_planning": True} if on_cpu else {"triton.cudagraphs": True}
-    compiled: Callable[..., Any] = th._inductor.compile(graph, [*leaves], options=options)
-    return lambda *leaves: pytree.tree_unflatten(compiled(*leaves), results[0])
+    parts: list[Any] = []
+
+    def compile_part(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the compiler's own
+        parts.append(compile_fx_inner(*args, **kwargs))
+        return parts[-1]
+
+    if leaves[0].device.type != "cpu":
+        whole: Any = compile_fx(graph, [*leaves], config_patches={"triton.cudagraphs": True})
+    else:
+        # To check the layout of 70 tensors takes as long as a product of a small network; `_ready` has checked it.
+        options = {"cpp_wrapper": True, "memory_planning": True, "size_asserts": False}
+        with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
+            whole = compile_fx(graph, [*leaves], inner_compile=compile_part, config_patches=options)
+    # What PyTorch puts around the compiled code is for gradients, which nobody asks for here.
+    run = parts[0].current_callable if len(parts) == 1 else lambda leaves: whole(*leaves)
+    (structure_of_result,) = {*results}
+    return lambda leaves: pytree.tree_unflatten(run(leaves), structure_of_result)
 
 
-@contextlib.contextmanager
-def _flushed_denormals() -> Iterator[None]:
+def _call(compiled: Callable[[Tensors], Any], leaves: Tensors) -> Any:  # noqa: ANN401 - the function's own
     """
     Adam's averages of a unit that died shrink for ever, and the processor computes slowly with numbers below 1e-38.
 
     To take them for 0 is a setting of the thread, put back afterwards.
     """
-    was_on = np.float32(1e-39) * np.float32(1.0) == 0.0
+    was_on = _TINY * _ONE == 0.0
     th.set_flush_denormal(True)
     try:
-        yield
+        with th.no_grad():
+            return compiled(leaves)
     finally:
         th.set_flush_denormal(bool(was_on))
+
+
+_TINY, _ONE = np.float32(1e-39), np.float32(1.0)
+
+
+class _Layout:
+    """What compiled code relies on: shapes, strides and types of its tensors, compared and hashed once."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.each = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+        self.hash = hash(tuple(self.each))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Layout) and self.each == other.each)
+
+    def __hash__(self) -> int:
+        return self.hash
 
 
 def _contiguous(gradients: Named) -> Tensors:
@@ -308,6 +349,9 @@ def _compute_numbers_once(graph: th.fx.GraphModule) -> None:
 
 def _product(left: th.Tensor, right: th.Tensor) -> Any:  # noqa: ANN401 - NotImplemented is how a decomposition declines
     """A narrow product is several times as fast the other way round: (R' L')' instead of L R."""
+    if left.shape[1] == 1 < right.shape[1] and left.is_contiguous():
+        # Of a column and a row: merged with what follows. The view has the column stored, which others need too.
+        return left.as_strided(left.shape, (1, 1)) * right
     if 1 < right.shape[1] < min(32, left.shape[0]):
         return right.t().mm(left.t()).t()
     return NotImplemented

@@ -56,6 +56,7 @@ class GaussianNoise(VectorizedActionNoise):
         self.schedule = FloatSchedule(scale)
         self.shape = shape
         self.n_envs = n_envs
+        self.scale = -1.0
         self.update(progress_remaining=1.0)
 
     def update(self, progress_remaining: float) -> None:
@@ -65,7 +66,9 @@ class GaussianNoise(VectorizedActionNoise):
         :param progress_remaining: 1 at the start of training, 0 at its end
         :raises ValueError: when the schedule gives a negative or non-finite number
         """
-        self.scale = _check_scale("action_noise", self.schedule(progress_remaining))
+        scale = self.schedule(progress_remaining)
+        if scale != self.scale:
+            self.scale = _check_scale("action_noise", scale)
 
     def __call__(self) -> npt.NDArray[np.float32]:
         """

@@ -111,14 +111,14 @@ class NonFiniteGuard:
         *values, found = th.cat([means, self.found()]).tolist()
         return values, bool(found)
 
-    def check(self, statistics: list[th.Tensor], means: dict[str, float], found: bool) -> None:
+    def check(self, statistics: list[th.Tensor], means: list[float], found: bool) -> None:
         """
         :param statistics: of each update of one call of `train`, the losses of critic and actor first
-        :param means: of these, as they are logged
+        :param means: of these
         :param found: whether a weight is not finite
         :raises NonFiniteError: when a loss or a weight is not finite; the weights are those of before `train`
         """
-        if not found and math.isfinite(means["critic_loss"]) and math.isfinite(means["actor_loss"]):
+        if not found and math.isfinite(means[0]) and math.isfinite(means[1]):
             return
         losses = th.stack(statistics)[:, :2].tolist()
         first = next((i for i, both in enumerate(losses) if not all(map(math.isfinite, both))), len(losses) - 1)
@@ -138,7 +138,7 @@ class NonFiniteGuard:
             f"{what} at timestep {self.model.num_timesteps}, gradient step {self._n_updates + first + 1}"
             f"{self._broken_row()}",
             f"{cure}Look for NaN or infinity in observations and rewards, or lower the learning rate.",
-            statistics=means,
+            losses=means[:2],
         )
 
     @th.no_grad()
@@ -228,8 +228,8 @@ class NonFiniteGuard:
         normalizer = self.model._vec_normalize_env
         if infos is None and normalizer is None and not self._acting_blind and type(new_observations) is np.ndarray:
             # Nearly always: everything finite by one sum of squares, which is not so for what is not, or very large.
-            parts = new_observations, rewards, actions
-            if math.isfinite(sum(np.vdot(part, part) for part in parts)):
+            squares = np.vdot(new_observations, new_observations) + np.vdot(rewards, rewards)
+            if math.isfinite(squares + np.vdot(actions, actions)):
                 return True
         if normalizer is not None:  # its limits would hide an infinity
             new_observations, rewards = normalizer.old_obs, normalizer.old_reward

@@ -19,14 +19,16 @@ class DenseLayers(nn.Sequential):
         :return: output of the last layer, shape (B, outputs)
         """
         values = inputs
+        gradients = th.is_grad_enabled()
         ours = False  # what a function called here returned is known to nobody else, and may be overwritten
         for layer in self._modules.values():
             assert layer is not None
             kind = nn.Module if is_listened_to(layer) else type(layer)
             if kind is nn.Linear:
-                values = _linear(values, layer._parameters["weight"], layer._parameters["bias"])  # type: ignore[arg-type]  # never None
+                linear = _linear if gradients else F.linear
+                values = linear(values, layer._parameters["weight"], layer._parameters["bias"])  # type: ignore[arg-type]  # never None
             elif kind is nn.ReLU:
-                values = F.relu(values, inplace=ours)
+                values = th.relu_(values) if ours else th.relu(values)
             elif kind is nn.Tanh:
                 values = th.tanh(values)
             else:
@@ -69,8 +71,8 @@ def _linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     Products with a narrow matrix take 4 to 6 times as long in one layout as in the other, and PyTorch chooses the
     layout of a gradient by that of the value.
     """
-    narrow = 1 < weight.shape[1] < 32 and weight.shape[0] >= 128
-    if not (narrow and th.is_grad_enabled()):
+    units, features = weight.shape
+    if not (1 < features < 32 and units >= 128):
         return F.linear(inputs, weight, bias)
     if inputs.requires_grad:
         inputs = inputs.t().contiguous().t()

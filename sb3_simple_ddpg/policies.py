@@ -232,6 +232,8 @@ class DDPGPolicy(BasePolicy):
         self.last_layer_init = last_layer_init
         self.action_shape: tuple[int, ...] = action_space.shape
         self._action_low, self._action_width = action_space.low, action_space.high - action_space.low
+        flat = type(observation_space) is spaces.Box and len(observation_space.shape) == 1
+        self._flat_shape = observation_space.shape if flat else None  # of one observation, where it is a vector
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -316,14 +318,14 @@ class DDPGPolicy(BasePolicy):
         :return: the action, of the shape and dtype of the action space (with B in front for a batch), and `state`
         :raises FloatingPointError: when the action is NaN: weights or the observation are not finite
         """
-        space = self.observation_space
-        # SB3's general way costs more than a small network: copies, checks of images and dicts, walks over modules.
-        if type(observation) is not np.ndarray or type(space) is not spaces.Box or len(space.shape) != 1:
-            actions, state = super().predict(observation, state, episode_start, deterministic)
-            check_actions(self, observation, actions)
-            return actions, state
-        if observation.shape[-1:] != space.shape or observation.ndim > 2 or not observation.flags.carray:
-            # It copies, or says what is wrong.
+        # SB3's general way costs more than a small network: copies, checks of images and dicts, walks over modules. But
+        # it copies what is not plain memory, and says what is wrong.
+        if (
+            type(observation) is not np.ndarray
+            or observation.shape[-1:] != self._flat_shape
+            or observation.ndim > 2
+            or not observation.flags.carray
+        ):
             actions, state = super().predict(observation, state, episode_start, deterministic)
             check_actions(self, observation, actions)
             return actions, state

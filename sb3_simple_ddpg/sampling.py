@@ -43,25 +43,34 @@ def sample_batches(
 
 def _gather(replay_buffer: ReplayBuffer, count: int, batch_size: int) -> Iterator[ReplayBufferSamples]:
     """Some batches of flat observations at once. Mirrors `ReplayBuffer.sample` and `_get_samples` of SB3 2.9.2."""
-    n_envs, size, device = replay_buffer.n_envs, replay_buffer.size(), replay_buffer.device
-    places = np.empty((count, batch_size), np.int64)
-    for step in range(count):
-        places[step] = np.random.randint(0, size, size=batch_size)
+    n_envs, size = replay_buffer.n_envs, replay_buffer.size()
+    places = []
+    for _ in range(count):
+        place = np.random.randint(0, size, size=batch_size)
         if n_envs > 1:  # of one environment SB3 draws too, which takes no random number
-            places[step] *= n_envs
-            places[step] += np.random.randint(0, high=n_envs, size=(batch_size,))
-
-    def gather(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return array.reshape(-1, *array.shape[2:]).take(places, axis=0)
-
-    dones = gather(replay_buffer.dones)
-    dones *= 1 - gather(replay_buffer.timeouts)
+            place *= n_envs
+            place += np.random.randint(0, high=n_envs, size=(batch_size,))
+        places.append(place)
+    rows = places[0] if count == 1 else np.concatenate(places)
+    dones = _take(replay_buffer.dones, rows)
+    dones *= 1 - _take(replay_buffer.timeouts, rows)
     fields = (
-        gather(replay_buffer.observations),
-        gather(replay_buffer.actions),
-        gather(replay_buffer.next_observations),
-        dones[..., np.newaxis],
-        gather(replay_buffer.rewards)[..., np.newaxis],
+        _take(replay_buffer.observations, rows),
+        _take(replay_buffer.actions, rows),
+        _take(replay_buffer.next_observations, rows),
+        dones[:, np.newaxis],
+        _take(replay_buffer.rewards, rows)[:, np.newaxis],
     )
-    for arrays in zip(*fields, strict=True):
-        yield ReplayBufferSamples(*[th.from_numpy(array).to(device) for array in arrays])
+    tensors = [th.from_numpy(field) for field in fields]
+    if replay_buffer.device.type != "cpu":
+        tensors = [tensor.to(replay_buffer.device) for tensor in tensors]
+    if count == 1:
+        yield ReplayBufferSamples(*tensors)
+        return
+    for start in range(0, len(rows), batch_size):
+        yield ReplayBufferSamples(*[tensor[start : start + batch_size] for tensor in tensors])
+
+
+def _take(array: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Rows of an array of shape (size, n_envs, ...), counted through both."""
+    return array.reshape(-1, *array.shape[2:]).take(rows, axis=0)

@@ -246,7 +246,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
         """
         self._prepare_updates()
         compiled = self._compiled_updates() if self.compile_updates else None
-        weights, statistics = self._weights, list[th.Tensor]()
+        weights = self._weights
+        statistics: list[th.Tensor] = []
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
         for batch in self._guard.watched(batches, gradient_steps, statistics):
@@ -315,14 +316,14 @@ class SimpleDDPG(OffPolicyAlgorithm):
         self._n_updates += len(statistics)
         mean = statistics[0] if len(statistics) == 1 else th.stack(statistics).mean(dim=0)
         values, found = self._guard.read(mean)
-        means = dict(zip(_STATISTICS, values, strict=True))
-        for name, value in means.items():
-            self.logger.record(f"train/{name}", value)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        record = self.logger.record
+        for name, value in zip(_STATISTICS, values, strict=True):
+            record(name, value)
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
         scale = noise_scale(self.action_noise)
         if scale is not None:
-            self.logger.record("train/noise_scale", scale)
-        self._guard.check(statistics, means, found)
+            record("train/noise_scale", scale)
+        self._guard.check(statistics, values, found)
 
     def learn(
         self: SelfSimpleDDPG,
@@ -562,7 +563,13 @@ def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str,
 
 _PATIENCE = 100_000  # timesteps of one episode, at least
 _OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
-_STATISTICS = ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation")
+_STATISTICS = (
+    "train/critic_loss",
+    "train/actor_loss",
+    "train/q_mean",
+    "train/target_q_mean",
+    "train/action_saturation",
+)
 
 
 @th.no_grad()

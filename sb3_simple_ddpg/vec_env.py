@@ -27,6 +27,9 @@ class QuickDummyVecEnv(DummyVecEnv):
             env.buf_infos = _Infos(env.buf_infos)
 
     def _obs_from_buf(self) -> VecEnvObs:
+        if self.keys == [None]:  # neither Dict nor Tuple
+            observations: VecEnvObs = self.buf_obs[None].copy()  # type: ignore[index]  # SB3 says str, and means None too
+            return observations
         return dict_to_obs(self.observation_space, {key: values.copy() for key, values in self.buf_obs.items()})
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import DDPG
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -257,6 +258,33 @@ def test_an_actor_that_cannot_be_compiled_leaves_no_half_update(monkeypatch):
     assert difference(plain, fast) == 0.0
 
 
+class ByColumns(ReplayBuffer):
+    """Gives observations that lie in memory column by column."""
+
+    def _get_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batch = super()._get_samples(*args, **kwargs)
+        return batch._replace(observations=batch.observations.t().contiguous().t())
+
+
+def test_memory_is_read_in_the_order_in_which_it_lies():
+    """Compiled code does not look at strides; a batch or a weight in another order must not be read in the old one."""
+    plain, fast = make_pair()
+    assert train_both(plain, fast, 1) == 1
+    compiled_functions = len(fast._compiled_updates()._functions)
+    buffer = ByColumns(500, plain.observation_space, plain.action_space)
+    buffer.__dict__.update(vars(plain.replay_buffer))
+    plain.replay_buffer = fast.replay_buffer = buffer
+    assert train_both(plain, fast, 2) == 2
+    assert difference(plain, fast) < 1e-6
+    assert len(fast._compiled_updates()._functions) == compiled_functions
+
+    hidden = fast.critic.qf0[2].weight  # 32 x 32: its shape says nothing about the order
+    hidden.data = hidden.data.t().contiguous().t()
+    assert train_both(plain, fast, 2) == 2
+    assert difference(plain, fast) < 1e-6
+    assert len(fast._compiled_updates()._functions) == compiled_functions + 1
+
+
 def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
     model = SimpleDDPG(
         "MlpPolicy", "Pendulum-v1", learning_starts=4, batch_size=64, compile_updates=True, policy_kwargs=SMALL
@@ -287,3 +315,9 @@ def test_products_are_worded_otherwise_and_mean_the_same(inputs: int):
     bias, left, right = th.randn(20), th.randn(6, inputs), th.randn(20, inputs).t()
     # Sums of at most 9 numbers of about 1, in another order.
     th.testing.assert_close(compiled._product_and_bias(bias, left, right), th.addmm(bias, left, right))
+
+
+def test_a_column_times_a_row_is_worded_otherwise_and_the_same():
+    column, row = th.randn(6, 1), th.randn(1, 20)
+    assert th.equal(compiled._product(column, row), column @ row)  # one product of two numbers each
+    assert compiled._product(th.randn(6, 2)[:, :1], row) is NotImplemented  # lies apart in memory

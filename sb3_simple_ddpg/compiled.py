@@ -270,7 +270,8 @@ def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.Tr
         return tensors
 
     graph = make_fx(flat, _WORDINGS, tracing_mode="fake")(*leaves)
-    _compute_numbers_once(graph)
+    _take_from_parts(graph)
+    _compute_once(graph)
     parts: list[Any] = []
 
     def compile_part(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the compiler's own
@@ -327,23 +328,43 @@ def _contiguous(gradients: Named) -> Tensors:
     return [gradient.contiguous() for gradient in gradients.values()]
 
 
-def _compute_numbers_once(graph: th.fx.GraphModule) -> None:
+def _compute_once(graph: th.fx.GraphModule) -> None:
     """
-    What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it.
+    What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it; and
+    the actor's last layer, in each turn of the loops over the critic's first.
 
-    Where such a number meets a tensor, a view is put between them, for which the compiler stores the number first.
+    Behind such a value a view is put, for which the compiler stores the value first.
     """
 
     def is_number(node: th.fx.Node) -> bool:
         return isinstance(node.meta.get("val"), th.Tensor) and node.meta["val"].dim() == 0
 
     for node in graph.graph.nodes:
-        tensors = [user for user in node.users if not is_number(user)]
-        if node.op == "call_function" and is_number(node) and tensors and all(map(is_number, node.all_input_nodes)):
+        users = [user for user in node.users if not is_number(user)]
+        number = node.op == "call_function" and is_number(node) and all(map(is_number, node.all_input_nodes))
+        if users and (number or node.target is th.ops.aten.tanh.default):
+            shape, stride = [*node.meta["val"].shape], [*node.meta["val"].stride()]
             with graph.graph.inserting_after(node):
-                stored = graph.graph.call_function(th.ops.aten.as_strided.default, (node, [], []))
-            for user in tensors:
+                stored = graph.graph.call_function(th.ops.aten.as_strided.default, (node, shape, stride))
+            for user in users:
                 user.replace_input_with(node, stored)
+    graph.recompile()
+
+
+def _take_from_parts(graph: th.fx.GraphModule) -> None:
+    """A column of state and action side by side is one of the state or one of the action: no copy is needed for it."""
+    for node in graph.graph.nodes:
+        if node.target is not th.ops.aten.slice.Tensor or node.args[0].target is not th.ops.aten.cat.default:
+            continue
+        (whole, dim, start, end), step = node.args[:4], node.args[4:]
+        if (dim, *step) != (1,) or whole.args[1:] != (1,):
+            continue
+        for part in whole.args[0]:
+            width = part.meta["val"].shape[1]
+            if 0 <= start < end <= width:
+                node.args = (part, 1, start, end)
+            start, end = start - width, end - width
+    graph.graph.eliminate_dead_code()
     graph.recompile()
 
 

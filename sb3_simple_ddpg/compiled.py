@@ -330,8 +330,8 @@ def _contiguous(gradients: Named) -> Tensors:
 
 def _compute_once(graph: th.fx.GraphModule) -> None:
     """
-    What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it; and
-    the actor's last layer, in each turn of the loops over the critic's first.
+    What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it,
+    and the actor's output in each turn of the loops over the critic's first layer.
 
     Behind such a value a view is put, for which the compiler stores the value first.
     """

@@ -159,8 +159,8 @@ class CompiledUpdates:
         assert self._adam_update is not None
         name, update = self._adam_update
         discounts = self._discounts(batch)
-        inputs = (*self._adam_inputs, discounts)
-        statistics: th.Tensor = self._ready(name, update, inputs, batch, [*self._adam_leaves, discounts])()
+        leaves = [*self._adam_leaves, discounts]
+        statistics: th.Tensor = self._ready(name, update, (*self._adam_inputs, discounts), batch, leaves)()
         return statistics
 
     def _step(self, batch: ReplayBufferSamples) -> th.Tensor:
@@ -235,20 +235,19 @@ class CompiledUpdates:
             them takes time
         :return: the call of it, with the values that the inputs have by then
         """
-        fields = batch.observations, batch.actions, batch.next_observations, batch.dones, batch.rewards
-        of_batch = [*fields] if isinstance(batch.observations, th.Tensor) else pytree.tree_leaves(fields)
+        *fields, discounts = batch
+        of_batch = fields if type(fields[0]) is th.Tensor else pytree.tree_leaves(fields)
         of_batch = [field.contiguous() for field in of_batch]
         if leaves is None:
             leaves = pytree.tree_leaves(inputs)
             name = name, _Layout(leaves)
-        discounts = batch.discounts
         of_discounts = None if discounts is None else _Layout([discounts])
-        key = name, of_discounts, *[(field.shape, field.dtype) for field in of_batch]
-        leaves = [*leaves, *of_batch]
+        key = name, of_discounts, *[field.shape for field in of_batch], *[field.dtype for field in of_batch]
+        leaves += of_batch
         compiled = self._functions.get(key)
         if compiled is None:
             started = time.perf_counter()
-            structure = pytree.tree_structure((*inputs, fields))
+            structure = pytree.tree_structure((*inputs, tuple(fields)))
             # PyTorch's compiler warns of PyTorch's own parts.
             with th.no_grad(), warnings.catch_warnings(action="ignore"):
                 compiled = self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)

@@ -67,8 +67,7 @@ def _gather(replay_buffer: ReplayBuffer, count: int, batch_size: int) -> Iterato
     if count == 1:
         yield ReplayBufferSamples(*tensors)
         return
-    for start in range(0, len(rows), batch_size):
-        yield ReplayBufferSamples(*[tensor[start : start + batch_size] for tensor in tensors])
+    yield from map(ReplayBufferSamples, *[tensor.view(count, batch_size, -1).unbind() for tensor in tensors])
 
 
 def _take(array: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

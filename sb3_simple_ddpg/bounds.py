@@ -49,9 +49,11 @@ class Bounds:
 
     def exclude_overflow(self, batches: Sequence[ReplayBufferSamples]) -> bool:
         """
-        :param batches: of the next updates, at most as many as `LASTS`
+        :param batches: of the next updates
         :return: whether every number in them, and every new weight, is certain to be finite
         """
+        if len(batches) > self.LASTS:
+            return False
         critic, actor = self.optimizers
         states = critic.state, actor.state  # set_parameters replaces them
         rates = critic.param_groups[0]["lr"], actor.param_groups[0]["lr"]

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 Observations: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 
 DIAGNOSIS = "diagnosis.json"
-#: Batches that are looked at together, before the first of them is learned from.
-_AT_ONCE = 16
 #: Optimizers whose state, once there, stays in the same tensors: those can be listed once.
 _KEEPS_ITS_TENSORS = (th.optim.Adam, th.optim.AdamW, th.optim.SGD, FusedAdam, FusedAdamW)
 
@@ -76,11 +74,12 @@ class NonFiniteGuard:
         """
         skip = self.model.on_non_finite == "skip"
         self._n_updates = self.model._n_updates
-        if not skip and count <= _AT_ONCE:
+        if count == 1:
             batches = list(batches)
         for index, batch in enumerate(batches):
             if skip or index == 0:
-                self._remembered = not isinstance(batches, list) or not self._bounds.exclude_overflow(batches)
+                known = not skip and isinstance(batches, list)  # all of them, drawn together
+                self._remembered = not (known and self._bounds.exclude_overflow(batches))  # type: ignore[arg-type]  # a list
                 if self._remembered:
                     self._remember()
             yield batch

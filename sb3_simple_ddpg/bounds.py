@@ -67,8 +67,8 @@ class Bounds:
         square = 0.0
         for batch in batches:
             for values in (batch.observations.numpy(), batch.next_observations.numpy(), batch.rewards.numpy()):
-                square += np.vdot(values, values)
-        return bool(square <= self.largest_square)  # not so for NaN
+                square += float(np.vdot(values, values))  # a sum of float32 would warn of its overflow
+        return square <= self.largest_square  # not so for NaN
 
     def _largest_square(self) -> float:
         """Of inputs, for which nothing can overflow; -1 where no bound is known."""
@@ -110,6 +110,7 @@ def largest_number(critic: list[tuple[int, int, float]], actor: list[tuple[int, 
     :param critic: inputs, outputs and largest weight of each layer
     :param actor: likewise
     :param square: of all observations and rewards together
+    :return: in no unit: the largest of what has any
     """
     largest_input = max(1.0, math.sqrt(square))
 

@@ -292,9 +292,8 @@ def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.Tr
 
 def _call(compiled: Callable[[Tensors], Any], leaves: Tensors) -> Any:  # noqa: ANN401 - the function's own
     """
-    Adam's averages of a unit that died shrink for ever, and the processor computes slowly with numbers below 1e-38.
-
-    To take them for 0 is a setting of the thread, put back afterwards.
+    Run compiled code, with numbers below 1e-38 taken for 0: Adam's averages of a unit that died shrink for ever, and
+    the processor computes slowly with those. It is a setting of the thread, put back afterwards.
     """
     was_on = _TINY * _ONE == 0.0
     th.set_flush_denormal(True)
@@ -330,7 +329,7 @@ def _contiguous(gradients: Named) -> Tensors:
 def _compute_once(graph: th.fx.GraphModule) -> None:
     """
     What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it,
-    and the actor's output in each turn of the loops over the critic's first layer.
+    and a tanh, such as the actor's output, in each turn of the loops over the layer that takes it in.
 
     Behind such a value a view is put, for which the compiler stores the value first.
     """
@@ -353,10 +352,10 @@ def _compute_once(graph: th.fx.GraphModule) -> None:
 def _take_from_parts(graph: th.fx.GraphModule) -> None:
     """A column of state and action side by side is one of the state or one of the action: no copy is needed for it."""
     for node in graph.graph.nodes:
-        if node.target is not th.ops.aten.slice.Tensor or node.args[0].target is not th.ops.aten.cat.default:
+        if node.target is not th.ops.aten.slice.Tensor or len(node.args) != 4:  # no step
             continue
-        (whole, dim, start, end), step = node.args[:4], node.args[4:]
-        if (dim, *step) != (1,) or whole.args[1:] != (1,):
+        whole, dim, start, end = node.args
+        if dim != 1 or whole.target is not th.ops.aten.cat.default or whole.args[1:] != (1,):
             continue
         for part in whole.args[0]:
             width = part.meta["val"].shape[1]

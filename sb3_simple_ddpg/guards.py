@@ -231,8 +231,8 @@ class NonFiniteGuard:
         normalizer = self.model._vec_normalize_env
         if infos is None and normalizer is None and not self._acting_blind and type(new_observations) is np.ndarray:
             # Nearly always: everything finite by one sum of squares, which is not so for what is not, or very large.
-            squares = np.vdot(new_observations, new_observations) + np.vdot(rewards, rewards)
-            if math.isfinite(squares + np.vdot(actions, actions)):
+            squares = float(np.vdot(new_observations, new_observations)) + float(np.vdot(rewards, rewards))
+            if math.isfinite(squares + float(np.vdot(actions, actions))):
                 return True
         if normalizer is not None:  # its limits would hide an infinity
             new_observations, rewards = normalizer.old_obs, normalizer.old_reward

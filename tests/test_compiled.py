@@ -335,3 +335,24 @@ def test_a_column_of_state_and_action_is_taken_from_the_one_it_came_from():
     compiled._take_from_parts(graph)
     assert th.ops.aten.cat.default not in {node.target for node in graph.graph.nodes}
     assert graph(state, action).tolist() == [[24.0]]  # 4 + 10 * 2
+
+
+class ThreeThrottles(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 2, (3,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward, ended = -float(np.square(action).sum()), bool(self.np_random.random() < 0.1)
+        return self.observation_space.sample(), reward, ended, False, {}
+
+
+def test_stored_values_keep_their_places_with_several_actions():
+    """Products with three columns are worded transposed, so the view behind each tanh must not assume rows."""
+    plain, fast = make_pair(ThreeThrottles, policy_kwargs={"net_arch": [16, 16], "activation_fn": nn.Tanh})
+    assert train_both(plain, fast, 9) == 9, fast._compiled_updates().failure
+    assert difference(plain, fast) < 1e-6

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest
-.PHONY: crash-test soak agents
+.PHONY: crash-test soak docs notebooks agents
 .PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
@@ -57,6 +57,15 @@ test-sb3-oldest test-sb3-newest: test-sb3-%:
 		"stable-baselines3$(SB3)" "sb3-contrib$(SB3)" -e ".[test]"
 	.venv-sb3-$*/bin/python -m pytest $(PYTEST_ARGS)
 
+# The site, into docs/_build/html, without the network; a warning is an error.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx -a -E -W --keep-going -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+# Run the notebooks in full, ten minutes on one core, and store what they show.
+notebooks: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/jupyter execute --inplace --timeout=1200 notebooks/*.ipynb
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -78,7 +87,7 @@ dist: $(VENV)/installed-release
 		&& cd "$$folder" && venv/bin/simple-ddpg train --timesteps 500
 
 clean:
-	rm -rf $(VENV) .venv-sb3-* build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-sb3-* build dist docs/_build docs/tutorials *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

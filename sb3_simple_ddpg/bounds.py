@@ -4,6 +4,7 @@ Not here: what is done where one can (`guards.py`).
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,23 +47,27 @@ class Bounds:
         self.states: tuple[Any, ...] = ()  # kept, so that no other can have their identity
         self.largest_square = -1.0  # of all inputs together; none is small enough
 
-    def exclude_overflow(self, batch: ReplayBufferSamples) -> bool:
+    def exclude_overflow(self, batches: Sequence[ReplayBufferSamples]) -> bool:
         """
-        :param batch: of the next update
-        :return: whether every number in it, and every new weight, is certain to be finite
+        :param batches: of the next updates
+        :return: whether every number in them, and every new weight, is certain to be finite
         """
+        if len(batches) > self.LASTS:
+            return False
         critic, actor = self.optimizers
         states = critic.state, actor.state  # set_parameters replaces them
         rates = critic.param_groups[0]["lr"], actor.param_groups[0]["lr"]
         key = (*map(id, states), *map(len, states), *rates)
-        if self.left == 0 or key != self.key:
+        if self.left < len(batches) or key != self.key:
             self.left, self.key, self.states = self.LASTS, key, states
             self.largest_square = self._largest_square()
-        self.left -= 1
+        self.left -= len(batches)
         if self.largest_square < 0:
             return False
-        inputs = [tensor.numpy() for tensor in (batch.observations, batch.next_observations, batch.rewards)]
-        square = float(sum([np.vdot(values, values) for values in inputs]))
+        square = 0.0
+        for batch in batches:
+            for values in (batch.observations.numpy(), batch.next_observations.numpy(), batch.rewards.numpy()):
+                square += float(np.vdot(values, values))  # a sum of float32 would warn of its overflow
         return square <= self.largest_square  # not so for NaN
 
     def _largest_square(self) -> float:
@@ -105,6 +110,7 @@ def largest_number(critic: list[tuple[int, int, float]], actor: list[tuple[int, 
     :param critic: inputs, outputs and largest weight of each layer
     :param actor: likewise
     :param square: of all observations and rewards together
+    :return: in no unit: the largest of what has any
     """
     largest_input = max(1.0, math.sqrt(square))
 

@@ -211,15 +211,24 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
     return 0
 
 
-def evaluate(run: tyro.conf.Positional[Path], episodes: int = 100, seed: int = 10_000) -> int:
+def evaluate(
+    run: tyro.conf.Positional[Path], episodes: int = 100, seed: int = 10_000, video: Path | None = None
+) -> int:
     """
     Play deterministic episodes with the model of a run.
 
     :param run: folder that `simple-ddpg train` wrote
     :param episodes: number of episodes
     :param seed: of the environments
+    :param video: film of the first episode to write, .gif or .mp4; no display is needed
     :return: exit status
     """
+    if video is not None:
+        from sb3_simple_ddpg.video import film_run
+
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a display, also where none is needed
+        frames = film_run(run, video, seed)
+        print(f"Wrote {video}, {frames} timesteps, {video.stat().st_size} bytes.")
     _print_evaluation(runs.evaluate_run(run, episodes, seed))
     return 0
 

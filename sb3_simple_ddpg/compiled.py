@@ -159,8 +159,8 @@ class CompiledUpdates:
         assert self._adam_update is not None
         name, update = self._adam_update
         discounts = self._discounts(batch)
-        inputs = (*self._adam_inputs, discounts)
-        statistics: th.Tensor = self._ready(name, update, inputs, batch, [*self._adam_leaves, discounts])()
+        leaves = [*self._adam_leaves, discounts]
+        statistics: th.Tensor = self._ready(name, update, (*self._adam_inputs, discounts), batch, leaves)()
         return statistics
 
     def _step(self, batch: ReplayBufferSamples) -> th.Tensor:
@@ -235,20 +235,19 @@ class CompiledUpdates:
             them takes time
         :return: the call of it, with the values that the inputs have by then
         """
-        fields = batch.observations, batch.actions, batch.next_observations, batch.dones, batch.rewards
-        of_batch = [*fields] if isinstance(batch.observations, th.Tensor) else pytree.tree_leaves(fields)
+        *fields, discounts = batch
+        of_batch = fields if type(fields[0]) is th.Tensor else pytree.tree_leaves(fields)
         of_batch = [field.contiguous() for field in of_batch]
         if leaves is None:
             leaves = pytree.tree_leaves(inputs)
             name = name, _Layout(leaves)
-        discounts = batch.discounts
         of_discounts = None if discounts is None else _Layout([discounts])
-        key = name, of_discounts, *[(field.shape, field.dtype) for field in of_batch]
-        leaves = [*leaves, *of_batch]
+        key = name, of_discounts, *[field.shape for field in of_batch], *[field.dtype for field in of_batch]
+        leaves += of_batch
         compiled = self._functions.get(key)
         if compiled is None:
             started = time.perf_counter()
-            structure = pytree.tree_structure((*inputs, fields))
+            structure = pytree.tree_structure((*inputs, tuple(fields)))
             # PyTorch's compiler warns of PyTorch's own parts.
             with th.no_grad(), warnings.catch_warnings(action="ignore"):
                 compiled = self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)
@@ -270,7 +269,8 @@ def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.Tr
         return tensors
 
     graph = make_fx(flat, _WORDINGS, tracing_mode="fake")(*leaves)
-    _compute_numbers_once(graph)
+    _take_from_parts(graph)
+    _compute_once(graph)
     parts: list[Any] = []
 
     def compile_part(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the compiler's own
@@ -292,9 +292,8 @@ def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.Tr
 
 def _call(compiled: Callable[[Tensors], Any], leaves: Tensors) -> Any:  # noqa: ANN401 - the function's own
     """
-    Adam's averages of a unit that died shrink for ever, and the processor computes slowly with numbers below 1e-38.
-
-    To take them for 0 is a setting of the thread, put back afterwards.
+    Run compiled code, with numbers below 1e-38 taken for 0: Adam's averages of a unit that died shrink for ever, and
+    the processor computes slowly with those. It is a setting of the thread, put back afterwards.
     """
     was_on = _TINY * _ONE == 0.0
     th.set_flush_denormal(True)
@@ -327,23 +326,43 @@ def _contiguous(gradients: Named) -> Tensors:
     return [gradient.contiguous() for gradient in gradients.values()]
 
 
-def _compute_numbers_once(graph: th.fx.GraphModule) -> None:
+def _compute_once(graph: th.fx.GraphModule) -> None:
     """
-    What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it.
+    What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it,
+    and a tanh, such as the actor's output, in each turn of the loops over the layer that takes it in.
 
-    Where such a number meets a tensor, a view is put between them, for which the compiler stores the number first.
+    Behind such a value a view is put, for which the compiler stores the value first.
     """
 
     def is_number(node: th.fx.Node) -> bool:
         return isinstance(node.meta.get("val"), th.Tensor) and node.meta["val"].dim() == 0
 
     for node in graph.graph.nodes:
-        tensors = [user for user in node.users if not is_number(user)]
-        if node.op == "call_function" and is_number(node) and tensors and all(map(is_number, node.all_input_nodes)):
+        users = [user for user in node.users if not is_number(user)]
+        number = node.op == "call_function" and is_number(node) and all(map(is_number, node.all_input_nodes))
+        if users and (number or node.target is th.ops.aten.tanh.default):
+            shape, stride = [*node.meta["val"].shape], [*node.meta["val"].stride()]
             with graph.graph.inserting_after(node):
-                stored = graph.graph.call_function(th.ops.aten.as_strided.default, (node, [], []))
-            for user in tensors:
+                stored = graph.graph.call_function(th.ops.aten.as_strided.default, (node, shape, stride))
+            for user in users:
                 user.replace_input_with(node, stored)
+    graph.recompile()
+
+
+def _take_from_parts(graph: th.fx.GraphModule) -> None:
+    """A column of state and action side by side is one of the state or one of the action: no copy is needed for it."""
+    for node in graph.graph.nodes:
+        if node.target is not th.ops.aten.slice.Tensor or len(node.args) != 4:  # no step
+            continue
+        whole, dim, start, end = node.args
+        if dim != 1 or whole.target is not th.ops.aten.cat.default or whole.args[1:] != (1,):
+            continue
+        for part in whole.args[0]:
+            width = part.meta["val"].shape[1]
+            if 0 <= start < end <= width:
+                node.args = (part, 1, start, end)
+            start, end = start - width, end - width
+    graph.graph.eliminate_dead_code()
     graph.recompile()
 
 

@@ -74,9 +74,12 @@ class NonFiniteGuard:
         """
         skip = self.model.on_non_finite == "skip"
         self._n_updates = self.model._n_updates
+        if count == 1:
+            batches = list(batches)
         for index, batch in enumerate(batches):
             if skip or index == 0:
-                self._remembered = skip or count > 1 or not self._bounds.exclude_overflow(batch)
+                known = not skip and isinstance(batches, list)  # all of them, drawn together
+                self._remembered = not (known and self._bounds.exclude_overflow(batches))  # type: ignore[arg-type]  # a list
                 if self._remembered:
                     self._remember()
             yield batch
@@ -228,8 +231,8 @@ class NonFiniteGuard:
         normalizer = self.model._vec_normalize_env
         if infos is None and normalizer is None and not self._acting_blind and type(new_observations) is np.ndarray:
             # Nearly always: everything finite by one sum of squares, which is not so for what is not, or very large.
-            squares = np.vdot(new_observations, new_observations) + np.vdot(rewards, rewards)
-            if math.isfinite(squares + np.vdot(actions, actions)):
+            squares = float(np.vdot(new_observations, new_observations)) + float(np.vdot(rewards, rewards))
+            if math.isfinite(squares + float(np.vdot(actions, actions))):
                 return True
         if normalizer is not None:  # its limits would hide an infinity
             new_observations, rewards = normalizer.old_obs, normalizer.old_reward

@@ -342,7 +342,7 @@ class DDPGPolicy(BasePolicy):
         """
         From [low, high] to [-1, 1]; mirrors SB3 2.9.2 to the last bit.
 
-        :param action: in the unit of the environment, shape (..., *action_space.shape)
+        :param action: in the unit of the environment, shape `(..., *action_space.shape)`
         :return: where 1.0 is half the width of the action range
         """
         scaled_action: npt.NDArray[Any] = 2.0 * ((action - self._action_low) / self._action_width) - 1.0
@@ -352,7 +352,7 @@ class DDPGPolicy(BasePolicy):
         """
         From [-1, 1] to [low, high]; mirrors SB3 2.9.2 to the last bit.
 
-        :param scaled_action: where 1.0 is half the width of the action range, shape (..., *action_space.shape)
+        :param scaled_action: where 1.0 is half the width of the action range, shape `(..., *action_space.shape)`
         :return: in the unit of the environment
         """
         action: npt.NDArray[Any] = self._action_low + (0.5 * (scaled_action + 1.0) * self._action_width)

@@ -354,7 +354,7 @@ def _strict_json(text: bytes) -> dict[str, Any]:
 
     values = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
     _demand(type(values) is dict, "no object")
-    return values  # type: ignore[no-any-return]  # just checked
+    return values  # type: ignore[no-any-return]  # checked above
 
 
 def _entry(entry: object) -> tuple[str, tuple[int, ...], int, int]:

@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,26 +53,34 @@ class EnvSettings:
     subproc: bool = False
     normalize: bool = False
 
-    def make_one(self) -> gym.Env[Any, Any]:
+    def make_one(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """
+        :param render_mode: "rgb_array" for frames, None for none
         :return: one environment with its wrappers
-        :raises ValueError: for an unknown environment or wrapper
+        :raises ValueError: for an unknown environment or wrapper, or one that cannot be drawn
         """
         try:
             env = gym.make(self.env_id)
+            if render_mode is not None:
+                if render_mode not in (env.metadata.get("render_modes") or ()):
+                    env.close()
+                    raise ValueError(f"The environment {self.env_id!r} cannot be drawn: it has no {render_mode!r}.")
+                env.close()
+                env = gym.make(self.env_id, render_mode=render_mode)
         except (gym.error.Error, ImportError) as error:
             raise ValueError(f"The environment {self.env_id!r} cannot be made: {error}") from error
         for path in self.wrappers:
             env = import_object(path)(env)
         return env
 
-    def make(self, n_envs: int | None = None) -> VecMonitor:
+    def make(self, n_envs: int | None = None, render_mode: str | None = None) -> VecMonitor:
         """
         :param n_envs: another number of environments than the stored one
+        :param render_mode: "rgb_array" for frames, None for none
         :return: the environments, monitored; without VecNormalize, which belongs around them
         :raises ValueError: for an unknown environment or wrapper
         """
-        makers = [self.make_one] * (n_envs or self.n_envs)
+        makers = [partial(self.make_one, render_mode)] * (n_envs or self.n_envs)
         if self.subproc and n_envs is None:
             self.make_one().close()  # an error here has a readable traceback; one in a subprocess has not
             vec_env: VecEnv = SubprocVecEnv([_ignore_ctrl_c(maker) for maker in makers])
@@ -151,11 +160,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_run(folder: Path, n_envs: int = 1, seed: int | None = None, buffer_size: int = 1) -> SimpleDDPG:
+def load_run(
+    folder: Path, n_envs: int = 1, seed: int | None = None, render_mode: str | None = None, buffer_size: int = 1
+) -> SimpleDDPG:
     """
     :param folder: of a run
     :param n_envs: number of environments
     :param seed: of the environments; None: unseeded
+    :param render_mode: "rgb_array" for frames, None for none
     :param buffer_size: of the replay buffer, which is empty
     :return: the stored model, on the CPU, with its environments, which are wrapped as in training; the statistics of
         VecNormalize stay as they are
@@ -164,7 +176,7 @@ def load_run(folder: Path, n_envs: int = 1, seed: int | None = None, buffer_size
     config = read_config(folder)
     if not (folder / MODEL).exists():
         raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
-    env: VecEnv = config["env"].make(n_envs=n_envs)
+    env: VecEnv = config["env"].make(n_envs, render_mode)
     if config["env"].normalize:
         normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
         normalizer.training = False

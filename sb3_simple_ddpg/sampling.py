@@ -4,7 +4,8 @@ Not here: another replay buffer. The numbers drawn, and their order, are those o
 of any other class sample as they always do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ _ROWS_AT_ONCE = 4096
 
 def sample_batches(
     replay_buffer: ReplayBuffer | None, count: int, batch_size: int, env: VecNormalize | None
-) -> Iterator[ReplayBufferSamples]:
+) -> Iterable[ReplayBufferSamples]:
     """
-    Random batches of transitions, one for each gradient step.
+    Random batches of transitions, one for each gradient step: a list where they are drawn together, otherwise each is
+    drawn when it is asked for, since a buffer of the user's own may change between two gradient steps.
 
     :param replay_buffer: of any class
     :param count: number of batches
@@ -33,15 +35,15 @@ def sample_batches(
     assert replay_buffer is not None
     plain = type(replay_buffer) is ReplayBuffer and not replay_buffer.optimize_memory_usage
     if not plain or env is not None or len(replay_buffer.observations.shape) != 3:
-        for _ in range(count):
-            yield replay_buffer.sample(batch_size, env=env)
-        return
+        return (replay_buffer.sample(batch_size, env=env) for _ in range(count))
     at_once = max(1, _ROWS_AT_ONCE // batch_size)
-    for start in range(0, count, at_once):
-        yield from _gather(replay_buffer, min(at_once, count - start), batch_size)
+    if 0 < count <= at_once:
+        return _gather(replay_buffer, count, batch_size)
+    parts = (min(at_once, count - start) for start in range(0, count, at_once))
+    return chain.from_iterable(_gather(replay_buffer, part, batch_size) for part in parts)
 
 
-def _gather(replay_buffer: ReplayBuffer, count: int, batch_size: int) -> Iterator[ReplayBufferSamples]:
+def _gather(replay_buffer: ReplayBuffer, count: int, batch_size: int) -> list[ReplayBufferSamples]:
     """Some batches of flat observations at once. Mirrors `ReplayBuffer.sample` and `_get_samples` of SB3 2.9.2."""
     n_envs, size = replay_buffer.n_envs, replay_buffer.size()
     places = []
@@ -65,10 +67,8 @@ def _gather(replay_buffer: ReplayBuffer, count: int, batch_size: int) -> Iterato
     if replay_buffer.device.type != "cpu":
         tensors = [tensor.to(replay_buffer.device) for tensor in tensors]
     if count == 1:
-        yield ReplayBufferSamples(*tensors)
-        return
-    for start in range(0, len(rows), batch_size):
-        yield ReplayBufferSamples(*[tensor[start : start + batch_size] for tensor in tensors])
+        return [ReplayBufferSamples(*tensors)]
+    return list(map(ReplayBufferSamples, *[tensor.view(count, batch_size, -1).unbind() for tensor in tensors]))
 
 
 def _take(array: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

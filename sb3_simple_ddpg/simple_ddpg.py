@@ -199,7 +199,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         checks.check_action_space(vec_env.action_space)
         checks.check_wrappers(vec_env)
         if not isinstance(env, VecEnv):
-            QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has just made it
+            QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has made it, nobody else holds it
         return vec_env
 
     def _setup_model(self) -> None:

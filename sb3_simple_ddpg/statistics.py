@@ -3,12 +3,13 @@
 Not here: how the runs are made (`experiment.py`), tables (`comparison.py`) and pictures (`plotting.py`).
 
 Sources, by the names used below:
-Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
-    https://arxiv.org/abs/2108.13264: which numbers to show, and the stratified bootstrap.
-Hesterberg 2015, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4), 371-386, Section 5.3:
-    the plain percentile interval is too narrow for few runs (of ten, 90 % coverage instead of 95); here it is widened.
-Newcombe 2006, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2", Statistics
-    in Medicine 25(4), 559-573, method 5: where every run of one algorithm beats every run of the other.
+
+- Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
+  https://arxiv.org/abs/2108.13264: which numbers to show, and the stratified bootstrap.
+- Hesterberg 2015, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4), 371-386, Section
+  5.3: the plain percentile interval is too narrow for few runs (of ten, 90 % coverage instead of 95); it is widened.
+- Newcombe 2006, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2",
+  Statistics in Medicine 25(4), 559-573, method 5: where every run of one algorithm beats every run of the other.
 
 A *task* is an environment; a *sample* holds one number for each run of one algorithm on one task, shape (N,): N runs.
 """

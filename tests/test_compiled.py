@@ -303,7 +303,7 @@ def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
 def test_a_number_is_computed_once_and_not_for_each_weight():
     """2 ** step is a number that a tensor uses, and gets its view; what numbers alone use gets none."""
     graph = make_fx(lambda weights, step: weights * (2.0 ** (step + 1)))(th.ones(3), th.tensor(2.0))
-    compiled._compute_numbers_once(graph)
+    compiled._compute_once(graph)
     called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
     aten = th.ops.aten
     assert called == [aten.add.Tensor, aten.pow.Scalar, aten.as_strided.default, aten.mul.Tensor]
@@ -321,3 +321,38 @@ def test_a_column_times_a_row_is_worded_otherwise_and_the_same():
     column, row = th.randn(6, 1), th.randn(1, 20)
     assert th.equal(compiled._product(column, row), column @ row)  # one product of two numbers each
     assert compiled._product(th.randn(6, 2)[:, :1], row) is NotImplemented  # lies apart in memory
+
+
+def test_a_column_of_state_and_action_is_taken_from_the_one_it_came_from():
+    """Column 3 of three of the state and two of the action is the action's first; column 1 is the state's."""
+
+    def columns(state: th.Tensor, action: th.Tensor) -> th.Tensor:
+        both = th.cat([state, action], dim=1)
+        return both[:, 3:4] + 10 * both[:, 1:2]
+
+    state, action = th.tensor([[1.0, 2.0, 3.0]]), th.tensor([[4.0, 5.0]])
+    graph = make_fx(columns)(state, action)
+    compiled._take_from_parts(graph)
+    assert th.ops.aten.cat.default not in {node.target for node in graph.graph.nodes}
+    assert graph(state, action).tolist() == [[24.0]]  # 4 + 10 * 2
+
+
+class ThreeThrottles(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 2, (3,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward, ended = -float(np.square(action).sum()), bool(self.np_random.random() < 0.1)
+        return self.observation_space.sample(), reward, ended, False, {}
+
+
+def test_stored_values_keep_their_places_with_several_actions():
+    """Products with three columns are worded transposed, so the view behind each tanh must not assume rows."""
+    plain, fast = make_pair(ThreeThrottles, policy_kwargs={"net_arch": [16, 16], "activation_fn": nn.Tanh})
+    assert train_both(plain, fast, 9) == 9, fast._compiled_updates().failure
+    assert difference(plain, fast) < 1e-6

@@ -409,6 +409,19 @@ def test_nothing_is_copied_while_the_bounds_exclude_an_overflow():
     assert not model._guard._remembered
 
 
+def test_all_batches_of_a_call_are_looked_at_before_the_first_is_learned_from():
+    model = SimpleDDPG("MlpPolicy", Bandit(), learning_starts=4, batch_size=4, policy_kwargs={"net_arch": [4]}).learn(9)
+    model.train(8, 4)
+    assert not model._guard._remembered
+    model.train(201, 4)  # more steps than the bounds hold for
+    assert model._guard._remembered
+    before = [weight.clone() for weight in model.policy.parameters()]
+    model.replay_buffer.rewards[3] = 1e20  # its square is more than float32 holds; some batch of eight has it
+    with pytest.raises(NonFiniteError, match="The weights are those before"):
+        model.train(8, 4)
+    assert all(map(th.equal, model.policy.parameters(), before))
+
+
 @pytest.mark.parametrize("why", ["weights", "rewards", "nan", "learning rate", "layer"])
 def test_weights_are_remembered_where_the_bounds_exclude_nothing(why: str):
     kwargs = {"net_arch": [4], "activation_fn": th.nn.ELU if why == "layer" else th.nn.ReLU}

@@ -1,4 +1,4 @@
-"""What the critic promised and what came true: Q(s0, mu(s0)) minus the discounted return of the episodes just played.
+"""What the critic promised and what came true: Q(s0, mu(s0)) minus the discounted return of the newest episodes.
 
 Not here: whether that is too much (`diagnosis.py`).
 

@@ -109,7 +109,7 @@ def shorter(words: list[str]) -> list[str]:
     command, *arguments = words
     if command == "benchmark":
         return [command, *arguments, "--quick", "--workloads", "collect"]
-    if command in ("plot", "export"):
+    if command in ("plot", "export", "diagnose"):
         return words
     if command == "evaluate":
         return [*words, "--episodes", "1"]
@@ -144,7 +144,8 @@ def test_the_commands_of_a_page_run_in_its_order(page, a_run, tmp_path, monkeypa
         for place in PLACES:
             if place in words and words[words.index(place) - 1] != "--out" and not Path(place).exists():
                 shutil.copytree(a_run, place)
-        assert cli.main(shorter(words[1:])) == 0, (words, capsys.readouterr().err)
+        healthy = (0, 1) if words[1] == "diagnose" else (0,)  # it may well find something in an agent of 200 timesteps
+        assert cli.main(shorter(words[1:])) in healthy, (words, capsys.readouterr().err)
         done += 1
     assert done
     capsys.readouterr()

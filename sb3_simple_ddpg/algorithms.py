@@ -41,10 +41,6 @@ RESERVED: Final[dict[str, str]] = {
     "_init_setup_model": "nothing: it is not for users",
 }
 
-#: A setting of the run and not of the constructor, known for every algorithm: VecNormalize around the environment, for
-#: observations alone. Evaluation uses the statistics of training, and does not change them.
-NORMALIZE: Final = "normalize_observations"
-
 #: What a value may call: noise and schedules that are no literals.
 CALLS: Final[dict[str, type[Any]]] = {each.__name__: each for each in (OrnsteinUhlenbeck, LinearSchedule)}
 
@@ -182,14 +178,14 @@ def settings_from(
 def _check_argument(algorithm: Algorithm, argument: str, owner: str | None, known: list[str]) -> None:
     if argument in RESERVED:
         raise ValueError(f"--set {argument} cannot be given: use {RESERVED[argument]}.")
-    if argument in algorithm.parameters or argument == NORMALIZE:
+    if argument in algorithm.parameters or argument == presets.NORMALIZE:
         return
     if owner == argument and owner not in (EVERYBODY, *known):  # sdc.gamma=0.9
         raise ValueError(
             f"{argument!r} is neither an algorithm of this comparison nor an argument of {algorithm.name}: "
             f"{checks.did_you_mean(argument, [*known, *algorithm.parameters])}"
         )
-    arguments = [*algorithm.parameters, NORMALIZE]
+    arguments = [*algorithm.parameters, presets.NORMALIZE]
     raise ValueError(
         f"{algorithm.name} has no argument {argument!r}: {checks.did_you_mean(argument, arguments)} "
         "A setting for some algorithms only is written algorithm.name=value."
@@ -251,9 +247,9 @@ def build(
     :raises TypeError: for `normalize_observations` that is neither True nor False, or noise that the algorithm lacks
     """
     given = _copy({"policy": runs.policy_for(env.observation_space), **arguments})
-    normalize = given.pop(NORMALIZE, False)
+    normalize = given.pop(presets.NORMALIZE, False)
     if not isinstance(normalize, bool):
-        raise TypeError(f"{NORMALIZE} must be True or False, got {normalize!r}.")
+        raise TypeError(f"{presets.NORMALIZE} must be True or False, got {normalize!r}.")
     noise = given.get("action_noise")
     if not issubclass(algorithm.cls, SimpleDDPG) and noise is not None:
         shape = env.action_space.shape
@@ -306,8 +302,8 @@ def effective_settings(algorithm: Algorithm, env_id: str, arguments: Mapping[str
     settings["policy"] = arguments.get("policy", runs.policy_for(env.observation_space))
     policy_kwargs = dict(settings.pop("policy_kwargs", None) or {})
     settings["net_arch"] = policy_kwargs.pop("net_arch", getattr(model.policy, "net_arch", LACKING))
-    if NORMALIZE in arguments:
-        settings[NORMALIZE] = arguments[NORMALIZE]
+    if presets.NORMALIZE in arguments:
+        settings[presets.NORMALIZE] = arguments[presets.NORMALIZE]
     return settings | {f"policy_kwargs.{name}": value for name, value in policy_kwargs.items()}
 
 
@@ -321,7 +317,7 @@ def differing(settings: Mapping[str, Mapping[str, Any]], given: Mapping[str, Map
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for values in settings.values() for name in values):
         has = {algorithm: values[name] for algorithm, values in settings.items() if name in values}
-        if name == NORMALIZE:
+        if name == presets.NORMALIZE:
             has = {algorithm: values.get(name, False) for algorithm, values in settings.items()}
         was_set = any(name in arguments or "." in name for arguments in given.values())
         differs = any(repr(value) != repr(next(iter(has.values()))) for value in has.values())

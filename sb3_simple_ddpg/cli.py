@@ -70,13 +70,14 @@ def train(
     :param episodes: number of episodes in all environments together; 100 where no timesteps are given
     :param timesteps: number of timesteps, instead of episodes
     :param seed: of everything that is random
-    :param preset: default, article, lillicrap2015, fujimoto2018, pendulum or rl-zoo; without it the environment's own,
-        where there is one
+    :param preset: default, article, lillicrap2015, fujimoto2018, pendulum, robust or rl-zoo; without it the
+        environment's own, where there is one
     :param n_envs: number of environments side by side
     :param vec_env: all environments in this process, or each in its own
     :param wrapper: import paths of wrappers for each environment, the innermost first
     :param normalize: wrap the environments in VecNormalize
-    :param set: an argument of SimpleDDPG, such as gamma=0.98 or policy_kwargs.net_arch=[64,64]; may be repeated
+    :param set: an argument of SimpleDDPG, such as gamma=0.98 or policy_kwargs.net_arch=[64,64], or
+        normalize_observations=True, which is --normalize for observations alone; may be repeated
     :param out: folder to write; runs/<env>-<date-time> without it
     :param overwrite: replace the run in a folder that is not empty
     :param device: auto, cpu, cuda
@@ -95,7 +96,10 @@ def train(
     preset_name, arguments = presets.choose_preset(preset, env)
     for assignment in itertools.chain(*set):
         _assign(arguments, assignment)
-    settings = runs.EnvSettings(env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize)
+    observations = _normalize_observations(arguments)
+    settings = runs.EnvSettings(
+        env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize, observations
+    )
     timesteps, max_episodes = _budget(settings, episodes, timesteps)
     if eval_episodes < 0:
         raise ValueError(f"--eval-episodes must be at least 0, got {eval_episodes}.")
@@ -104,7 +108,7 @@ def train(
     folder = _choose_folder(out, env, overwrite)
 
     monitor = settings.make()
-    training_env: VecEnv = VecNormalize(monitor, gamma=arguments.get("gamma", 0.99)) if normalize else monitor
+    training_env = settings.normalized(monitor, arguments.get("gamma", 0.99))
     arguments = {"policy": runs.policy_for(training_env.observation_space), **arguments, "seed": seed, "device": device}
     model = SimpleDDPG(env=training_env, **arguments)
 
@@ -141,9 +145,7 @@ def _resume(folder: Path, eval_episodes: int, progress: bool) -> int:
     th.set_num_threads(config["threads"])
     settings: runs.EnvSettings = config["env"]
     monitor = settings.make()
-    training_env: VecEnv = monitor
-    if settings.normalize:
-        training_env = VecNormalize(monitor, gamma=config["arguments"]["gamma"])
+    training_env = settings.normalized(monitor, config["arguments"]["gamma"])
     try:
         model = SimpleDDPG.resume(folder / runs.CHECKPOINTS, training_env)
     except CheckpointError as error:
@@ -456,11 +458,13 @@ def diagnose(
         for assignment in itertools.chain(*set):
             _assign(arguments, assignment)
         try:
-            settings = runs.EnvSettings(what, wrapper, _at_least_one("n-envs", n_envs), normalize=normalize)
+            settings = runs.EnvSettings(
+                what, wrapper, _at_least_one("n-envs", n_envs), False, normalize, _normalize_observations(arguments)
+            )
             env: VecEnv = settings.make()
         except ValueError as error:
             raise ValueError(f"{what!r} is neither the folder of a run nor an environment. {error}") from error
-        env = VecNormalize(env, gamma=arguments.get("gamma", 0.99)) if normalize else env
+        env = settings.normalized(env, arguments.get("gamma", 0.99))
         arguments = {"policy": runs.policy_for(env.observation_space), **arguments}
         model = SimpleDDPG(env=env, **{**arguments, "seed": seed, "device": "cpu", "buffer_size": runs.SAMPLE})
     runs.fill_buffer(model, runs.SAMPLE, episodes=10, random=not folder.is_dir())
@@ -598,7 +602,7 @@ def _assign(arguments: dict[str, Any], assignment: str) -> None:
     options = {"seed": f"--seed {text}", "device": f"--device {text}", "tensorboard_log": "--tensorboard"}
     if name in options:
         raise ValueError(f"--set {name} would say it twice: use {options[name]}.")
-    known = [argument for argument in known if argument not in options]
+    known = [*(argument for argument in known if argument not in options), presets.NORMALIZE]
     if name not in known and name not in checks.FOREIGN_ARGUMENTS:
         raise ValueError(f"SimpleDDPG has no argument {name!r}: {checks.did_you_mean(name, known)}")
     assign(arguments, [name, *keys], text)
@@ -661,6 +665,14 @@ def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> Non
         table.add_row(finding.fault, finding.measured, finding.why, finding.cure)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table, markup=False, highlight=False)
+
+
+def _normalize_observations(arguments: dict[str, Any]) -> bool:
+    """Of a preset or `--set`: it belongs to the environment, so it is taken out of the algorithm's arguments."""
+    value = arguments.pop(presets.NORMALIZE, False)
+    if not isinstance(value, bool):
+        raise TypeError(f"{presets.NORMALIZE} must be True or False, got {value!r}.")
+    return value
 
 
 def _at_least_one(name: str, value: int) -> int:

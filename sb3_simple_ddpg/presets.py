@@ -11,6 +11,10 @@ from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
 
 Preset: TypeAlias = dict[str, Any]
 
+#: A setting of the run and not of the constructor, which the commands know beside those: VecNormalize around the
+#: environment, for observations alone. Evaluation uses the statistics of training, and does not change them.
+NORMALIZE: Final = "normalize_observations"
+
 #: The constructor's defaults: those of SB3's DDPG, with noise.
 DEFAULT: Final[Preset] = {}
 
@@ -71,6 +75,16 @@ PENDULUM: Final[Preset] = {
     "policy_kwargs": {"net_arch": [64, 64]},
 }
 
+#: One for all environments; to be used with normalised observations (`VecNormalize`, `--normalize`). Chosen in
+#: docs/study/summary.md.
+ROBUST: Final[Preset] = {
+    "learning_rate": 3e-4,
+    "critic_learning_rate": 1e-3,
+    "n_steps": 3,
+    "action_noise": 0.1,
+    "policy_kwargs": {"last_layer_init": 3e-3},
+}
+
 _ZOO: Final[Preset] = {"learning_rate": 1e-3, "action_noise": 0.1, "policy_kwargs": {"net_arch": [400, 300]}}
 _ZOO_CLASSIC: Final[Preset] = {**_ZOO, "gamma": 0.98, "buffer_size": 200_000, "learning_starts": 10_000}
 _ZOO_MUJOCO: Final[Preset] = {**_ZOO, "learning_starts": 10_000, "batch_size": 256}
@@ -104,7 +118,11 @@ PRESETS: Final[dict[str, Preset]] = {
     "lillicrap2015": LILLICRAP2015,
     "fujimoto2018": FUJIMOTO2018,
     "pendulum": PENDULUM,
+    "robust": ROBUST,
 }
+
+#: Presets whose evidence is for normalised observations; with these names the commands set `NORMALIZE` too.
+NORMALIZED: Final = frozenset({"robust"})
 
 #: What `simple-ddpg train` takes where no preset is named; any other environment gets "default".
 OF_ENVIRONMENT: Final[dict[str, str]] = {"Pendulum-v1": "pendulum"}
@@ -114,7 +132,7 @@ def choose_preset(name: str | None, env_id: str) -> tuple[str, Preset]:
     """
     :param name: of a preset, "rl-zoo", or None for the environment's own
     :param env_id: name of the environment
-    :return: the preset's name, and its settings, safe to change
+    :return: the preset's name, and its settings, safe to change, with `NORMALIZE` where it belongs to them
     :raises ValueError: for an unknown name, or an environment that RL Zoo has no settings for
     """
     if name is None:
@@ -125,4 +143,4 @@ def choose_preset(name: str | None, env_id: str) -> tuple[str, Preset]:
         return name, dict(RL_ZOO[env_id])
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}: choose from {', '.join([*PRESETS, 'rl-zoo'])}.")
-    return name, dict(PRESETS[name])
+    return name, PRESETS[name] | ({NORMALIZE: True} if name in NORMALIZED else {})

@@ -45,6 +45,7 @@ class EnvSettings:
     :param n_envs: number of environments
     :param subproc: each environment in a process of its own
     :param normalize: observations and rewards go through VecNormalize
+    :param normalize_observations: observations alone do
     """
 
     env_id: str
@@ -52,6 +53,7 @@ class EnvSettings:
     n_envs: int = 1
     subproc: bool = False
     normalize: bool = False
+    normalize_observations: bool = False
 
     def make_one(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """
@@ -87,6 +89,16 @@ class EnvSettings:
         else:
             vec_env = DummyVecEnv(list(makers))
         return VecMonitor(vec_env)
+
+    def normalized(self, env: VecEnv, gamma: float) -> VecEnv:
+        """
+        :param env: the environments
+        :param gamma: discount factor, by which VecNormalize judges the size of rewards
+        :return: the environments as the settings ask for them, in VecNormalize or as they are
+        """
+        if not (self.normalize or self.normalize_observations):
+            return env
+        return VecNormalize(env, norm_reward=self.normalize, gamma=gamma)
 
     def random_return(self, seed: int, episodes: int = 20, max_steps: int = 5_000) -> float | None:
         """
@@ -176,8 +188,9 @@ def load_run(
     config = read_config(folder)
     if not (folder / MODEL).exists():
         raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
-    env: VecEnv = config["env"].make(n_envs, render_mode)
-    if config["env"].normalize:
+    settings: EnvSettings = config["env"]
+    env: VecEnv = settings.make(n_envs, render_mode)
+    if settings.normalize or settings.normalize_observations:
         normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
         normalizer.training = False
         env = normalizer

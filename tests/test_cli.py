@@ -104,6 +104,28 @@ def test_normalize_stores_the_statistics_and_evaluates_with_them(tmp_path, capsy
     assert "over 3 deterministic episodes" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [("--preset", "robust"), ("--set", "normalize_observations=True")])
+def test_observations_alone_are_normalised_by_the_preset_or_by_set_and_a_run_goes_on_so(tmp_path, options):
+    """What `Bandit` pays for an action stays what it is: the replay buffer's rewards are not scaled."""
+    out = tmp_path / "run"
+    assert train("--timesteps", "40", "--checkpoint-every", "20", *options, "--out", str(out)) == 0
+    config = runs.read_config(out)
+    assert (config["env"].normalize, config["env"].normalize_observations) == (False, True)
+    assert "normalize_observations" not in config["arguments"]
+    assert config["arguments"]["policy_kwargs"]["net_arch"] == [8]
+    normalizer = runs.load_run(out).get_vec_normalize_env()
+    assert normalizer is not None
+    assert (normalizer.norm_obs, normalizer.norm_reward) == (True, False)
+    assert main(["train", "--resume", str(out), "--eval-episodes", "0", "--no-progress"]) == 0
+    assert runs.evaluate_run(out, 1, 0)
+
+
+def test_normalize_observations_is_true_or_false(tmp_path, capsys):
+    assert train("--set", "normalize_observations=3", "--out", str(tmp_path / "run")) == 2
+    assert "normalize_observations must be True or False, got 3" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrappers_are_applied_in_training_and_in_evaluation(tmp_path):
     out = tmp_path / "run"
     wrapper = "sb3_contrib.common.wrappers.TimeFeatureWrapper"

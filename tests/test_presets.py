@@ -56,6 +56,13 @@ def test_pendulum_has_a_preset_of_its_own_and_others_the_defaults():
     assert presets.choose_preset("rl-zoo", "Pendulum-v1") == ("rl-zoo", presets.RL_ZOO["Pendulum-v1"])
 
 
+def test_robust_comes_with_normalised_observations_on_the_command_line():
+    assert presets.choose_preset("robust", "Pendulum-v1") == (
+        "robust",
+        {**presets.ROBUST, "normalize_observations": True},
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "env_id", "message"),
     [("robst", "Pendulum-v1", "no preset 'robst': choose from default"), ("rl-zoo", "Nope-v0", "no DDPG settings for")],
@@ -71,6 +78,6 @@ def test_every_preset_says_where_its_settings_are_from(name: str):
     source = Path(presets.__file__).read_text("utf-8")
     comment = re.search(rf"((?:^#: .+\n)+){name.upper()}: Final", source, re.MULTILINE)
     assert comment is not None
-    assert re.search(r"https://|published code|docs/results/\S+|over (\w+) seeds", comment.group(1))
-    for path in re.findall(r"docs/results/[\w/.-]*\w", comment.group(1)):
+    assert re.search(r"https://|published code|docs/(?:results|study)/\S+|over (\w+) seeds", comment.group(1))
+    for path in re.findall(r"docs/(?:results|study)/[\w/.-]*\w", comment.group(1)):
         assert (Path(__file__).parent.parent / path).exists(), path

@@ -4,6 +4,7 @@ Not here: an algorithm or a setting that the command line does not have. Each ag
 """
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,7 @@ SB3 it may run code when it is loaded, so take it from this repository alone. `c
 `monitor.csv` the training's returns.
 
 One agent each: seed 0 of one `simple-ddpg train`. What to expect of the settings over many seeds is told by
-comparisons, not by this table. `make agents` trains and evaluates them anew, and those of
-MountainCarContinuous-v0 and LunarLanderContinuous-v3, which are not kept yet, and writes this page.
+[the study](../docs/study.md), not by this table. `make agents` trains and evaluates them anew, and writes this page.
 
 """
 
@@ -58,10 +58,11 @@ class Agent:
 
 
 SMALL: Final = ("--set", "policy_kwargs.net_arch=[64,64]", "compile_updates=True")
+ROBUST: Final = ("--preset", "robust", *SMALL)
 AGENTS: Final = (
     Agent("Pendulum-v1", 20_000, ("--preset", "pendulum", *SMALL)),
-    Agent("MountainCarContinuous-v0", 30_000, ("--preset", "rl-zoo", *SMALL, "learning_starts=5000")),
-    Agent("LunarLanderContinuous-v3", 300_000, ("--preset", "rl-zoo", *SMALL)),
+    Agent("MountainCarContinuous-v0", 50_000, (*ROBUST, "action_noise=OrnsteinUhlenbeck(sigma=0.5)")),
+    Agent("LunarLanderContinuous-v3", 300_000, ROBUST),
     Agent("InvertedPendulum-v5", 40_000, SMALL),
 )
 
@@ -83,7 +84,7 @@ def make(agent: Agent, folder: Path) -> None:
             path.unlink()
     returns = runs.evaluate_run(out, EPISODES, EVALUATION_SEED)
     config = json.loads((out / runs.CONFIG).read_text())
-    config["command"] = " ".join(["simple-ddpg", *agent.command])
+    config["command"] = shlex.join(["simple-ddpg", *agent.command])
     config["evaluation"] = {
         "episodes": EPISODES, "seed": EVALUATION_SEED, "mean": float(np.mean(returns)), "std": float(np.std(returns)),
     }  # fmt: skip

@@ -5,6 +5,7 @@ Not here: how good the settings are over many seeds.
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def test_every_agent_was_made_by_the_command_that_makes_it_now():
-    commands = {agent.env_id: " ".join(["simple-ddpg", *agent.command]) for agent in make.AGENTS}
+    commands = {agent.env_id: shlex.join(["simple-ddpg", *agent.command]) for agent in make.AGENTS}
     assert FOLDERS
     for folder in FOLDERS:
         assert config_of(folder)["command"] == commands[folder.name]
@@ -58,7 +59,7 @@ def test_make_writes_an_agent_that_evaluate_gives_the_same_returns_for(
     assert SimpleDDPG.load(folder / "model.zip").num_timesteps == 150
     row = make.page(tmp_path).splitlines()[-3]
     mean, deviation = re.findall(r"\| (-?[\d.]+) ", row)[:2]
-    assert f"`simple-ddpg train --env {agent.env_id} --timesteps 150 --seed 0 --set policy_kwargs.net_arch=[8]" in row
+    assert f"`simple-ddpg train --env {agent.env_id} --timesteps 150 --seed 0 --set 'policy_kwargs.net_arch=[8]'" in row
     capsys.readouterr()
     assert main(["evaluate", str(folder)]) == 0
     assert capsys.readouterr().out == (

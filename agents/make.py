@@ -25,13 +25,14 @@ HEAD: Final = """# Trained agents
 simple-ddpg evaluate agents/Pendulum-v1
 ```
 
-plays 100 deterministic episodes and prints the numbers of the table. LunarLander and InvertedPendulum need
-`pip install ".[box2d,mujoco]"`. `SimpleDDPG.load("agents/Pendulum-v1/model.zip")` goes on from there; like any zip of
+plays 100 deterministic episodes and prints the numbers of the table. InvertedPendulum needs
+`pip install ".[mujoco]"`. `SimpleDDPG.load("agents/Pendulum-v1/model.zip")` goes on from there; like any zip of
 SB3 it may run code when it is loaded, so take it from this repository alone. `config.json` has every setting,
 `monitor.csv` the training's returns.
 
 One agent each: seed 0 of one `simple-ddpg train`. What to expect of the settings over many seeds is told by
-comparisons, not by this table. `make agents` trains and evaluates all of them anew and writes this page.
+comparisons, not by this table. `make agents` trains and evaluates them anew, and those of
+MountainCarContinuous-v0 and LunarLanderContinuous-v3, which are not kept yet, and writes this page.
 
 """
 

@@ -96,7 +96,8 @@ def diagnose(model: "SimpleDDPG", buffer_size: int | None = None) -> list[Findin
     :param buffer_size: of training, where the model was loaded with another one
     :return: one finding for each fault, empty for a healthy agent
     """
-    return [finding for find in FAULTS.values() if (finding := find(_Patient(model, buffer_size))) is not None]
+    patient = _Patient(model, buffer_size)
+    return [finding for find in FAULTS.values() if (finding := find(patient)) is not None]
 
 
 @dataclass(frozen=True)

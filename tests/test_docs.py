@@ -409,16 +409,25 @@ def test_presets_in_the_list_of_deviations_are_the_presets():
 
 
 def test_figures_in_the_readme_are_those_of_the_records():
-    """Each comparison that README.md quotes was kept; the numbers are those of its summary."""
-    readme = re.sub(r"\s+", " ", text_of(README))
-    summary = json.loads((ROOT / "docs" / "results" / "pendulum-identical" / "summary.json").read_text("utf-8"))
-    table = summary["environments"]["Pendulum-v1"]
-    for name in ("simple_ddpg", "ddpg"):
-        estimate, low, high = table["algorithms"][name]["mean"]
-        assert re.search(rf"{estimate:.1f} \((95 %: )?{low:.1f} to {high:.1f}\)", readme), name
-    ratio, low, high = table["against"]["ddpg"]["speed_ratio"]
-    assert f"1/{ratio:.2f} ({low:.2f} to {high:.2f}) of the seconds" in readme
-    assert f"{table['algorithms']['ddpg']['runs']} seeds" in readme
+    """Every comparison with SB3's DDPG that was kept has its row, whoever won, with its own numbers."""
+    folders = {path.parent.name: path for path in (ROOT / "docs" / "results").glob("*/summary.json")}
+    summaries = {name: json.loads(path.read_text("utf-8")) for name, path in folders.items()}
+    rows = re.findall(
+        r"^\| \[([\w-]+), ([\d,]+)\]\(docs/results/([\w-]+)/summary.md\) \| (.*) \|$", text_of(README), re.M
+    )
+    assert {row[2] for row in rows} == {
+        name for name, each in summaries.items() if "ddpg" in each["plan"]["algorithms"]
+    }
+    for env_id, timesteps, name, cells in rows:
+        plan, table = summaries[name]["plan"], summaries[name]["environments"][env_id]
+        assert f"{plan['timesteps']:,}" == timesteps
+        settings = "out of the box" if any(plan["differing"].values()) else "identical, with noise"
+        means = [
+            "{:.1f} ({:.1f} to {:.1f})".format(*table["algorithms"][each]["mean"]) for each in ("simple_ddpg", "ddpg")
+        ]
+        against = table["against"]["ddpg"]
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*against["speed_ratio"])
+        assert cells.split(" | ") == [settings, str(len(plan["seeds"])), *means, f"{against['p_value']:.2g}", ratio]
 
 
 def test_readme_fits_on_two_screens():

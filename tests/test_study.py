@@ -50,7 +50,7 @@ def test_an_arm_that_is_the_base_of_a_task_is_not_run_twice(study):
     for task in study.TASKS:
         arguments = study.screening(task)
         assert ("noise-ou=sb3_simple_ddpg:SimpleDDPG" in arguments) is (task.folder != "mountain-car")
-        assert ("noise-0.1=sb3_simple_ddpg:SimpleDDPG" in arguments) is (task.folder == "mountain-car")
+        assert ("noise-0_1=sb3_simple_ddpg:SimpleDDPG" in arguments) is (task.folder == "mountain-car")
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_a_small_study_runs_from_commands_to_tables(study, tmp_path, monkeypatch
     small = {"screened": 150, "timesteps": 200, "baseline": None, "compared_at": None, "seeds": 2}
     monkeypatch.setattr(study, "HERE", tmp_path / "study")
     monkeypatch.setattr(study, "TASKS", [replace(task, **small) for task in study.TASKS[:2]])
-    monkeypatch.setattr(study, "ARMS", {name: study.ARMS[name] for name in ("base", "noise-0.1", "noise-schedule")})
+    monkeypatch.setattr(study, "ARMS", {name: study.ARMS[name] for name in ("base", "noise-0_1", "noise-schedule")})
     monkeypatch.setattr(study, "SHARED", study.SHARED[:1])
     monkeypatch.setattr(study, "SCREENED_SEEDS", 2)
     final = study.final

@@ -71,6 +71,16 @@ PENDULUM: Final[Preset] = {
     "policy_kwargs": {"net_arch": [64, 64]},
 }
 
+#: One for all environments; to be used with normalised observations (`VecNormalize`, `--normalize`). Chosen in
+#: docs/study/summary.md.
+ROBUST: Final[Preset] = {
+    "learning_rate": 3e-4,
+    "critic_learning_rate": 1e-3,
+    "n_steps": 3,
+    "action_noise": 0.1,
+    "policy_kwargs": {"last_layer_init": 3e-3},
+}
+
 _ZOO: Final[Preset] = {"learning_rate": 1e-3, "action_noise": 0.1, "policy_kwargs": {"net_arch": [400, 300]}}
 _ZOO_CLASSIC: Final[Preset] = {**_ZOO, "gamma": 0.98, "buffer_size": 200_000, "learning_starts": 10_000}
 _ZOO_MUJOCO: Final[Preset] = {**_ZOO, "learning_starts": 10_000, "batch_size": 256}
@@ -104,6 +114,7 @@ PRESETS: Final[dict[str, Preset]] = {
     "lillicrap2015": LILLICRAP2015,
     "fujimoto2018": FUJIMOTO2018,
     "pendulum": PENDULUM,
+    "robust": ROBUST,
 }
 
 #: What `simple-ddpg train` takes where no preset is named; any other environment gets "default".

@@ -30,14 +30,8 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def kept(study: ModuleType, stage: str) -> dict:
-    folders = {task: FOLDER / f"{stage}-{task.folder}" for task in study.TASKS}
-    return {task: folder for task, folder in folders.items() if (folder / study.KEPT[-1]).exists()}
-
-
 def test_the_page_is_what_the_records_say(study):
-    page = study.page(kept(study, "screening"), kept(study, "final"))
-    assert (FOLDER / "summary.md").read_text("utf-8") == page
+    assert (FOLDER / "summary.md").read_text("utf-8") == study.page(study.finished())
 
 
 def test_screening_and_final_comparison_share_no_seed(study):
@@ -62,7 +56,8 @@ def test_a_small_study_runs_from_commands_to_tables(study, tmp_path, monkeypatch
     small = {"screened": 150, "timesteps": 200, "baseline": None, "compared_at": None, "seeds": 2}
     monkeypatch.setattr(study, "HERE", tmp_path / "study")
     monkeypatch.setattr(study, "TASKS", [replace(task, **small) for task in study.TASKS[:2]])
-    monkeypatch.setattr(study, "ARMS", {name: study.ARMS[name] for name in ("base", "noise-0_1", "noise-schedule")})
+    rounds = {"screening": {name: study.ARMS[name] for name in ("base", "noise-0_1", "noise-schedule")}}
+    monkeypatch.setattr(study, "ROUNDS", {**rounds, "combinations": {"n3-tau-0_01": study.CHANGES["n3-tau-0_01"]}})
     monkeypatch.setattr(study, "SHARED", study.SHARED[:1])
     monkeypatch.setattr(study, "SCREENED_SEEDS", 2)
     final = study.final
@@ -78,6 +73,7 @@ def test_a_small_study_runs_from_commands_to_tables(study, tmp_path, monkeypatch
     wins = [np.mean([[float(a > b) for b in other] for a in mine]) for mine, other in zip(own, their, strict=True)]
     assert f"All 2 environments: a run of `robust` beats one of SB3's DDPG with probability {np.mean(wins):.2f}" in page
     assert "| noise-schedule | " in page
+    assert "| n3-tau-0_01 | " in page
     capsys.readouterr()
     monkeypatch.setattr(study.cli, "main", lambda _: pytest.fail("what is finished was run again"))
     study.main()

@@ -40,15 +40,19 @@ ARMS: Final[dict[str, tuple[str, ...]]] = {
     "tau-0_01": ("tau=0.01",),
     "clip-1": ("max_grad_norm=1.0",),
     "normalized": ("normalize_observations=True",),
-    "combined": (
-        "policy_kwargs.last_layer_init=3e-3", "learning_rate=3e-4", "critic_learning_rate=1e-3",
-        "normalize_observations=True",
-    ),
-    "combined-n3": (
-        "policy_kwargs.last_layer_init=3e-3", "learning_rate=3e-4", "critic_learning_rate=1e-3",
-        "normalize_observations=True", "n_steps=3",
-    ),
-}  # fmt: skip
+}
+RATES: Final = ARMS["critic-rate"]
+START: Final = (*ARMS["last-layer"], *ARMS["normalized"])
+#: What helped, together; the first two were tried with the single changes, the rest once those were known.
+COMBINED: Final = {"combined": (*START, *RATES), "combined-n3": (*START, *RATES, "n_steps=3")}
+COMBINED_LATER: Final = {
+    "n3-one-rate": (*START, "n_steps=3"),
+    "combined-n5": (*START, *RATES, "n_steps=5"),
+    "n3-tau-0_01": (*START, *RATES, "n_steps=3", "tau=0.01"),
+}
+ROUNDS: Final = {"screening": {**ARMS, **COMBINED}, "combinations": COMBINED_LATER}
+STAGES: Final = (*ROUNDS, "final")
+CHANGES: Final = {**ROUNDS["screening"], **ROUNDS["combinations"]}
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,15 @@ SCREENED_SEEDS, FIRST_SCREENED_SEED = 3, 1_000
 SHARED: Final = ("all.policy_kwargs.net_arch=[64,64]", "all.compile_updates=True")
 
 
-def screening(task: Task) -> list[str]:
+def screening(task: Task, name: str = "screening") -> list[str]:
     """
     :param task: environment
-    :return: the arguments of `simple-ddpg` that compare the base with each single change
+    :param name: of a round of `ROUNDS`
+    :return: the arguments of `simple-ddpg` that run each change of the round
     """
     arms = {
         name: changes
-        for name, changes in ARMS.items()
+        for name, changes in ROUNDS[name].items()
         if f"action_noise={task.noise}" not in changes and name not in task.skipped
     }
     return [
@@ -185,21 +190,22 @@ def areas_of(kept: Path, algorithm: str) -> Array:
     return np.array([statistics.area_under_curve(curve.timestep, curve.mean_return) for _, curve in curves])
 
 
-def screening_tables(results: Mapping[Task, Path]) -> str:
+def screening_tables(results: Mapping[Task, list[Path]]) -> str:
     """
-    :param results: by environment, the folder of its screening
+    :param results: by environment, the folders of its rounds, which have the same seeds
     :return: two tables, a row for each arm, a column for each environment, and the mean difference from the base
     """
     parts = []
     for title, measure in (("Final return", returns_of), ("Area under the learning curve", areas_of)):
         scores: dict[str, dict[str, Array]] = {}
-        for task, kept in results.items():
-            table = json.loads((kept / "summary.json").read_text())["environments"][task.env_id]
-            for arm in table["algorithms"]:
-                normalised = statistics.normalise(measure(kept, arm), *table["normalised_between"])
-                scores.setdefault(arm, {})[task.folder] = normalised
+        for task, folders in results.items():
+            for kept in folders:
+                table = json.loads((kept / "summary.json").read_text())["environments"][task.env_id]
+                for arm in table["algorithms"]:
+                    normalised = statistics.normalise(measure(kept, arm), *table["normalised_between"])
+                    scores.setdefault(arm, {})[task.folder] = normalised
         rows = []
-        for arm, found in sorted(scores.items(), key=lambda each: list(ARMS).index(each[0])):
+        for arm, found in sorted(scores.items(), key=lambda each: list(CHANGES).index(each[0])):
             gains = [values.mean() - scores["base"][name].mean() for name, values in found.items()]
             cells = [
                 f"{found[task.folder].mean():.2f} ({found[task.folder].min():.2f} to {found[task.folder].max():.2f})"
@@ -243,22 +249,27 @@ def final_tables(results: Mapping[Task, Path]) -> str:
     )
 
 
-def page(screened: Mapping[Task, Path], finished: Mapping[Task, Path]) -> str:
+def page(folders: Mapping[str, Mapping[Task, Path]]) -> str:
     """
-    :param screened: folders of the screening
-    :param finished: folders of the final comparison
+    :param folders: by stage and environment, of what is finished
     :return: summary.md
     """
-    changes = [[name, ", ".join(f"`{each}`" for each in ARMS[name]) or "none"] for name in ARMS]
+    changes = [[name, ", ".join(f"`{each}`" for each in settings) or "none"] for name, settings in CHANGES.items()]
+    screened = {
+        task: [folders[name][task] for name in ROUNDS if task in folders[name]] for task in folders["screening"]
+    }
     parts = [
         "# The study: tables", HEAD, "## What was tried", markdown(("change", "settings"), changes, []),
         f"## Screening, {SCREENED_SEEDS} seeds", screening_tables(screened),
     ]  # fmt: skip
-    if finished:
-        parts += ["## The preset robust against SB3's DDPG, the same noise, fresh seeds", final_tables(finished)]
-    folders = [*screened.values(), *finished.values()]
-    commands = [json.loads((kept / "summary.json").read_text())["plan"]["command"] for kept in folders]
-    pages = [f"- [{kept.name}]({kept.name}/summary.md)" for kept in folders]
+    if folders["final"]:
+        parts += [
+            "## The preset robust against SB3's DDPG, the same noise, fresh seeds",
+            final_tables(folders["final"]),
+        ]
+    every = [kept for stage in folders.values() for kept in stage.values()]
+    commands = [json.loads((kept / "summary.json").read_text())["plan"]["command"] for kept in every]
+    pages = [f"- [{kept.name}]({kept.name}/summary.md)" for kept in every]
     parts += ["## Commands", "```\n" + "\n".join(commands) + "\n```", "\n".join(pages)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -276,15 +287,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="folders to run, such as screening-pendulum; all without it")
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="folder of unfinished comparisons")
     given = parser.parse_args()
-    folders: dict[str, dict[Task, Path]] = {"screening": {}, "final": {}}
-    for stage, arguments in (("screening", screening), ("final", final)):
+    for stage in STAGES:
         for task in TASKS:
             name = f"{stage}-{task.folder}"
             if given.only is None or name in given.only:
-                run(arguments(task), given.work / name, HERE / name, given.jobs)
-            if (HERE / name / KEPT[-1]).exists():
-                folders[stage][task] = HERE / name
-    (HERE / "summary.md").write_text(page(folders["screening"], folders["final"]), "utf-8")
+                arguments = final(task) if stage == "final" else screening(task, stage)
+                run(arguments, given.work / name, HERE / name, given.jobs)
+    (HERE / "summary.md").write_text(page(finished()), "utf-8")
+
+
+def finished() -> dict[str, dict[Task, Path]]:
+    """By stage and environment, the folder of each comparison that is finished."""
+    return {
+        stage: {task: kept for task in TASKS if ((kept := HERE / f"{stage}-{task.folder}") / KEPT[-1]).exists()}
+        for stage in STAGES
+    }
 
 
 if __name__ == "__main__":

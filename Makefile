@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest
-.PHONY: crash-test soak docs notebooks agents
+.PHONY: crash-test soak docs notebooks agents study
 .PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
@@ -30,6 +30,10 @@ crash-test: $(VENV)/installed-dev
 # N timesteps in eight processes with checkpoints and evaluation: memory and open files flat, no process left.
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m tests.long.soak --timesteps $(or $(N),200000)
+
+# Run what is missing of the study in docs/study, some hours on one core, and write its tables.
+study: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python docs/study/run.py --jobs 2
 
 # Train and evaluate the agents in agents/, all of them or one (ENV=Pendulum-v1), and write the table there.
 agents: $(VENV)/installed-dev

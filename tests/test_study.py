@@ -1,0 +1,79 @@
+"""The study in docs/study: what it tries, that it runs, and that its page says what the records say.
+
+Not here: the formulas (`test_statistics.py`) and the runs (`test_experiment.py`).
+"""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from sb3_simple_ddpg import comparison_report, engines, presets
+from sb3_simple_ddpg.experiment_worker import execute_or_explain
+
+FOLDER = Path(__file__).parent.parent / "docs" / "study"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study_run", FOLDER / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "study_run", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_records_say(study):
+    assert (FOLDER / "summary.md").read_text("utf-8") == study.page(study.finished())
+
+
+def test_screening_and_final_comparison_share_no_seed(study):
+    screened = range(study.FIRST_SCREENED_SEED, study.FIRST_SCREENED_SEED + study.SCREENED_SEEDS)
+    assert all(set(range(task.seeds)).isdisjoint(screened) for task in study.TASKS)
+    assert all(task.seeds >= 10 for task in study.TASKS)
+
+
+def test_an_arm_that_is_the_base_of_a_task_is_not_run_twice(study):
+    for task in study.TASKS:
+        arguments = study.screening(task)
+        assert ("noise-ou=sb3_simple_ddpg:SimpleDDPG" in arguments) is (task.folder != "mountain-car")
+        assert ("noise-0_1=sb3_simple_ddpg:SimpleDDPG" in arguments) is (task.folder == "mountain-car")
+
+
+@pytest.mark.slow
+def test_a_small_study_runs_from_commands_to_tables(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison_report, "draw", lambda *_: {})
+    monkeypatch.setattr(engines, "usable_cores", lambda: 1)
+    monkeypatch.setattr(engines.LocalEngine, "run", lambda _, job: execute_or_explain(cloudpickle.dumps(job)))
+    monkeypatch.setitem(presets.PRESETS, "robust", {"learning_rate": 3e-4})
+    small = {"screened": 150, "timesteps": 200, "baseline": None, "compared_at": None, "seeds": 2}
+    monkeypatch.setattr(study, "HERE", tmp_path / "study")
+    monkeypatch.setattr(study, "TASKS", [replace(task, **small) for task in study.TASKS[:2]])
+    rounds = {"screening": {name: study.ARMS[name] for name in ("base", "noise-0_1", "noise-schedule")}}
+    monkeypatch.setattr(study, "ROUNDS", {**rounds, "combinations": {"n3-tau-0_01": study.CHANGES["n3-tau-0_01"]}})
+    monkeypatch.setattr(study, "SHARED", study.SHARED[:1])
+    monkeypatch.setattr(study, "SCREENED_SEEDS", 2)
+    final = study.final
+    monkeypatch.setattr(study, "final", lambda task: [each for each in final(task) if "compile_updates" not in each])
+    monkeypatch.setattr(sys, "argv", ["run.py", "--work", str(tmp_path / "work")])
+    study.main()
+    page = (tmp_path / "study" / "summary.md").read_text("utf-8")
+    first, second = study.TASKS
+    own, their = (
+        [study.returns_of(tmp_path / "study" / f"final-{task.folder}", name) for task in (first, second)]
+        for name in ("robust", "ddpg")
+    )
+    wins = [np.mean([[float(a > b) for b in other] for a in mine]) for mine, other in zip(own, their, strict=True)]
+    assert f"All 2 environments: a run of `robust` beats one of SB3's DDPG with probability {np.mean(wins):.2f}" in page
+    assert "| noise-schedule | " in page
+    assert "| n3-tau-0_01 | " in page
+    capsys.readouterr()
+    monkeypatch.setattr(study.cli, "main", lambda _: pytest.fail("what is finished was run again"))
+    study.main()

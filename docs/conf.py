@@ -65,7 +65,7 @@ def _prepare(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(link, other)
     if page == "results":
         source[0] = re.sub("<!-- comparisons: .*? -->", lambda _: _comparisons(app), source[0])
-    elif page.startswith("results/"):
+    elif page.startswith(("results/", "study/")) and page != "study/summary":
         source[0] = source[0].replace("# ", f"# {page.split('/')[1]}: ", 1)
 
 

@@ -15,9 +15,12 @@ import gymnasium as gym
 import pytest
 import yaml
 
+from sb3_simple_ddpg import presets
+
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "hyperparams" / "simple_ddpg.yml"
-ENTRIES: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())
+ALL: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())
+ENTRIES = {name: entry for name, entry in ALL.items() if not name.startswith(".")}
 
 # What `rl_zoo3.train` does with `--algo ddpg --gym-packages sb3_simple_ddpg.zoo -conf FILE`, up to the first timestep.
 BUILD = """
@@ -35,7 +38,9 @@ for env_id in env_ids:
     found[env_id] = {
         "class": type(model).__name__, "n_timesteps": manager.n_timesteps, "noise": type(noise).__name__,
         "noise_std": float(noise._sigma.max()), "layers": model.policy.net_arch, "rate": model.lr_schedule(1.0),
-        **{name: getattr(model, name) for name in ("gamma", "batch_size", "buffer_size", "learning_starts")},
+        "critic_rate": (model.critic_lr_schedule or model.lr_schedule)(1.0),
+        "normalised": model.get_vec_normalize_env() is not None,
+        **{name: getattr(model, name) for name in ("gamma", "batch_size", "buffer_size", "learning_starts", "n_steps")},
     }
     model.env.close()
 print(json.dumps(found))
@@ -70,6 +75,20 @@ def test_what_is_carried_over_is_what_rl_zoo_has():
         assert ENTRIES[env_id] == theirs[source], env_id
 
 
+def test_the_entry_that_others_start_from_is_the_preset_robust():
+    entry = dict(ALL[".robust"])
+    policy_kwargs = eval(entry["policy_kwargs"])
+    assert policy_kwargs.pop("net_arch") == [64, 64]
+    assert eval(entry["normalize"]) == {"norm_obs": True, "norm_reward": False}
+    assert {
+        "learning_rate": entry["learning_rate"],
+        "critic_learning_rate": entry["critic_learning_rate"],
+        "n_steps": entry["n_steps"],
+        "action_noise": entry["noise_std"],
+        "policy_kwargs": policy_kwargs,
+    } == presets.ROBUST
+
+
 @pytest.mark.slow
 def test_rl_zoo_builds_a_simple_ddpg_of_every_entry(tmp_path: Path):
     env_ids = [env_id for env_id in ENTRIES if env_id != "default"]
@@ -88,6 +107,9 @@ def test_rl_zoo_builds_a_simple_ddpg_of_every_entry(tmp_path: Path):
             "noise_std": entry["noise_std"],
             "layers": eval(entry["policy_kwargs"])["net_arch"],
             "rate": float(rate.removeprefix("lin_")) if isinstance(rate, str) else rate,
+            "critic_rate": entry.get("critic_learning_rate", float(str(rate).removeprefix("lin_"))),
+            "normalised": "normalize" in entry,
+            "n_steps": entry.get("n_steps", 1),
             "gamma": entry.get("gamma", 0.99),
             "batch_size": entry.get("batch_size", 256),
             "buffer_size": entry.get("buffer_size", 1_000_000),

@@ -94,7 +94,9 @@ LONG: Final = ("noise-0_2", "noise-schedule", "n-steps-5", "tau-0_01", "clip-1")
 TASKS: Final = (
     Task("pendulum", "Pendulum-v1", 10_000, 10_000, seeds=20, baseline="pendulum-identical"),
     Task("scaled-pendulum", SCALED, 10_000, 10_000, options=("--threshold", "-200")),
-    Task("inverted-pendulum", "InvertedPendulum-v5", 10_000, 20_000, options=("--eval-episodes", "5")),
+    Task(
+        "inverted-pendulum", "InvertedPendulum-v5", 10_000, 20_000, options=("--eval-episodes", "5"), eval_every=2_000,
+    ),
     Task(
         "mountain-car", "MountainCarContinuous-v0", 30_000, 100_000, OU,
         baseline="mountain-car-identical", skipped=LONG,

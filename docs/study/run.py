@@ -50,9 +50,38 @@ COMBINED_LATER: Final = {
     "combined-n5": (*START, *RATES, "n_steps=5"),
     "n3-tau-0_01": (*START, *RATES, "n_steps=3", "tau=0.01"),
 }
-ROUNDS: Final = {"screening": {**ARMS, **COMBINED}, "combinations": COMBINED_LATER}
+CHANGES: Final = {**ARMS, **COMBINED, **COMBINED_LATER}
+
+
+@dataclass(frozen=True)
+class Round:
+    """
+    Changes that are compared on the same seeds.
+
+    :param changes: names in `CHANGES`
+    :param seeds: number of seeds
+    :param first_seed: fresh ones for what is decided anew; the final comparison has those from 0
+    :param folders: of the tasks that take part; None: all
+    :param options: more options of `simple-ddpg compare`
+    """
+
+    changes: tuple[str, ...]
+    seeds: int = 3
+    first_seed: int = 1_000
+    folders: tuple[str, ...] | None = None
+    options: tuple[str, ...] = ()
+
+
+ROUNDS: Final = {
+    "screening": Round((*ARMS, *COMBINED)),
+    "combinations": Round(tuple(COMBINED_LATER)),
+    # How often a run fails shows in many runs alone, and over many episodes.
+    "reliability": Round(
+        ("combined-n3", "base", "n3-one-rate", "n3-tau-0_01"), 20, 2_000, ("pendulum",),
+        ("--eval-every", "5000", "--eval-episodes", "100"),
+    ),
+}  # fmt: skip
 STAGES: Final = (*ROUNDS, "final")
-CHANGES: Final = {**ROUNDS["screening"], **ROUNDS["combinations"]}
 
 
 @dataclass(frozen=True)
@@ -107,8 +136,6 @@ TASKS: Final = (
         skipped=(*LONG, "noise-ou"),
     ),
 )  # fmt: skip
-#: Seeds of the screening; the final comparison has fresh ones, from 0.
-SCREENED_SEEDS, FIRST_SCREENED_SEED = 3, 1_000
 SHARED: Final = ("all.policy_kwargs.net_arch=[64,64]", "all.compile_updates=True")
 
 
@@ -118,16 +145,18 @@ def screening(task: Task, name: str = "screening") -> list[str]:
     :param name: of a round of `ROUNDS`
     :return: the arguments of `simple-ddpg` that run each change of the round
     """
+    chosen = ROUNDS[name]
     arms = {
-        name: changes
-        for name, changes in ROUNDS[name].items()
-        if f"action_noise={task.noise}" not in changes and name not in task.skipped
+        change: CHANGES[change]
+        for change in chosen.changes
+        if f"action_noise={task.noise}" not in CHANGES[change] and change not in task.skipped
     }
     return [
-        "compare", "--env", task.env_id, "--algorithms", *(f"{name}=sb3_simple_ddpg:SimpleDDPG" for name in arms),
-        "--seeds", str(SCREENED_SEEDS), "--first-seed", str(FIRST_SCREENED_SEED), "--timesteps", str(task.screened),
-        "--eval-every", str(task.screened // 10), *task.options, "--set", *SHARED, f"all.action_noise={task.noise}",
-        *(f"{name}.{change}" for name, changes in arms.items() for change in changes),
+        "compare", "--env", task.env_id, "--algorithms", *(f"{each}=sb3_simple_ddpg:SimpleDDPG" for each in arms),
+        "--seeds", str(chosen.seeds), "--first-seed", str(chosen.first_seed), "--timesteps", str(task.screened),
+        *(chosen.options or ("--eval-every", str(task.screened // 10), *task.options)),
+        "--set", *SHARED, f"all.action_noise={task.noise}",
+        *(f"{each}.{change}" for each, changes in arms.items() for change in changes),
     ]  # fmt: skip
 
 
@@ -251,19 +280,40 @@ def final_tables(results: Mapping[Task, Path]) -> str:
     )
 
 
+def reliability_table(task: Task, kept: Path) -> str:
+    """
+    :param task: environment
+    :param kept: folder of a comparison's results
+    :return: a row for each change: its mean, its worst run, and how many runs solve the task
+    """
+    table = json.loads((kept / "summary.json").read_text())["environments"][task.env_id]
+    threshold, rows = table["normalised_between"][1], []
+    for change in table["algorithms"]:
+        found = returns_of(kept, change)
+        mean = comparison_report.text(statistics.interval([found], statistics.mean))
+        rows.append([change, mean, f"{found.min():.1f}", f"{(found >= threshold).sum()} of {len(found)}"])
+    return markdown(("change", "mean", "worst run", f"at least {threshold:g}"), rows, [])
+
+
 def page(folders: Mapping[str, Mapping[Task, Path]]) -> str:
     """
     :param folders: by stage and environment, of what is finished
     :return: summary.md
     """
     changes = [[name, ", ".join(f"`{each}`" for each in settings) or "none"] for name, settings in CHANGES.items()]
+    rounds = ("screening", "combinations")  # of the same seeds
     screened = {
-        task: [folders[name][task] for name in ROUNDS if task in folders[name]] for task in folders["screening"]
+        task: [folders[name][task] for name in rounds if task in folders[name]] for task in folders["screening"]
     }
     parts = [
         "# The study: tables", HEAD, "## What was tried", markdown(("change", "settings"), changes, []),
-        f"## Screening, {SCREENED_SEEDS} seeds", screening_tables(screened),
+        f"## Screening, {ROUNDS['screening'].seeds} seeds", screening_tables(screened),
     ]  # fmt: skip
+    for task, kept in folders["reliability"].items():
+        parts += [
+            f"## How often a run fails: {task.folder}, {ROUNDS['reliability'].seeds} seeds",
+            reliability_table(task, kept),
+        ]
     if folders["final"]:
         parts += [
             "## The preset robust against SB3's DDPG, the same noise, fresh seeds",
@@ -292,7 +342,8 @@ def main() -> None:
     for stage in STAGES:
         for task in TASKS:
             name = f"{stage}-{task.folder}"
-            if given.only is None or name in given.only:
+            folders = ROUNDS[stage].folders if stage in ROUNDS else None
+            if (folders is None or task.folder in folders) and (given.only is None or name in given.only):
                 arguments = final(task) if stage == "final" else screening(task, stage)
                 run(arguments, given.work / name, HERE / name, given.jobs)
     (HERE / "summary.md").write_text(page(finished()), "utf-8")

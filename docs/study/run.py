@@ -78,7 +78,7 @@ ROUNDS: Final = {
     # How often a run fails shows in many runs alone, and over many episodes.
     "reliability": Round(
         ("combined-n3", "base", "n3-one-rate", "n3-tau-0_01"), 20, 2_000, ("pendulum",),
-        ("--eval-every", "5000", "--eval-episodes", "100"),
+        options=("--eval-every", "5000", "--eval-episodes", "100"),
     ),
 }  # fmt: skip
 STAGES: Final = (*ROUNDS, "final")

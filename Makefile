@@ -13,8 +13,9 @@ OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pypro
 demo: $(VENV)/installed-core
 	$(BIN)/simple-ddpg train
 
+# A file stays in one process; two of them, since two cores have to do.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow"

@@ -32,8 +32,7 @@ SB3 it may run code when it is loaded, so take it from this repository alone. `c
 `monitor.csv` the training's returns.
 
 One agent each: seed 0 of one `simple-ddpg train`. What to expect of the settings over many seeds is told by
-[the study](../docs/study.md), not by this table. `make agents` trains and evaluates them anew, and that of
-LunarLanderContinuous-v3, which is not kept yet, and writes this page.
+[the study](../docs/study.md), not by this table. `make agents` trains and evaluates them anew, and writes this page.
 
 """
 

@@ -247,9 +247,7 @@ def build(
     :raises TypeError: for `normalize_observations` that is neither True nor False, or noise that the algorithm lacks
     """
     given = _copy({"policy": runs.policy_for(env.observation_space), **arguments})
-    normalize = given.pop(presets.NORMALIZE, False)
-    if not isinstance(normalize, bool):
-        raise TypeError(f"{presets.NORMALIZE} must be True or False, got {normalize!r}.")
+    normalize = take_normalize(given)
     noise = given.get("action_noise")
     if not issubclass(algorithm.cls, SimpleDDPG) and noise is not None:
         shape = env.action_space.shape
@@ -263,6 +261,20 @@ def build(
             raise TypeError(f"action_noise={noise} is for SimpleDDPG alone: give a number such as 0.1.")
     model: BaseAlgorithm = algorithm.cls(env=normalized(env) if normalize else env, seed=seed, **given)
     return model
+
+
+def take_normalize(arguments: dict[str, Any]) -> bool:
+    """
+    Take `normalize_observations` out of the arguments: it belongs to the environment, not to the constructor.
+
+    :param arguments: of a preset or `--set`; changed
+    :return: its value, False without it
+    :raises TypeError: when it is neither True nor False
+    """
+    value = arguments.pop(presets.NORMALIZE, False)
+    if not isinstance(value, bool):
+        raise TypeError(f"{presets.NORMALIZE} must be True or False, got {value!r}.")
+    return value
 
 
 def normalized(env: gym.Env[Any, Any]) -> VecEnv:

@@ -29,7 +29,7 @@ from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_simple_ddpg import checks, presets, runs
-from sb3_simple_ddpg.algorithms import assign
+from sb3_simple_ddpg.algorithms import assign, take_normalize
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.q_bias import QBiasCallback
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -96,7 +96,7 @@ def train(
     preset_name, arguments = presets.choose_preset(preset, env)
     for assignment in itertools.chain(*set):
         _assign(arguments, assignment)
-    observations = _normalize_observations(arguments)
+    observations = take_normalize(arguments)
     settings = runs.EnvSettings(
         env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize, observations
     )
@@ -459,7 +459,7 @@ def diagnose(
             _assign(arguments, assignment)
         try:
             settings = runs.EnvSettings(
-                what, wrapper, _at_least_one("n-envs", n_envs), False, normalize, _normalize_observations(arguments)
+                what, wrapper, _at_least_one("n-envs", n_envs), False, normalize, take_normalize(arguments)
             )
             env: VecEnv = settings.make()
         except ValueError as error:
@@ -665,14 +665,6 @@ def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> Non
         table.add_row(finding.fault, finding.measured, finding.why, finding.cure)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table, markup=False, highlight=False)
-
-
-def _normalize_observations(arguments: dict[str, Any]) -> bool:
-    """Of a preset or `--set`: it belongs to the environment, so it is taken out of the algorithm's arguments."""
-    value = arguments.pop(presets.NORMALIZE, False)
-    if not isinstance(value, bool):
-        raise TypeError(f"{presets.NORMALIZE} must be True or False, got {value!r}.")
-    return value
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -80,9 +80,8 @@ def test_the_entry_that_others_start_from_is_the_preset_robust():
     policy_kwargs = eval(entry["policy_kwargs"])
     assert policy_kwargs.pop("net_arch") == [64, 64]
     assert eval(entry["normalize"]) == {"norm_obs": True, "norm_reward": False}
+    assert entry["learning_rate"] == 1e-3  # the constructor's default
     assert {
-        "learning_rate": entry["learning_rate"],
-        "critic_learning_rate": entry["critic_learning_rate"],
         "n_steps": entry["n_steps"],
         "action_noise": entry["noise_std"],
         "policy_kwargs": policy_kwargs,

@@ -171,7 +171,7 @@ def final(task: Task) -> list[str]:
         "compare", "--env", task.env_id, "--algorithms", *algorithms, "--preset", "robust=robust",
         "--seeds", str(task.seeds), "--timesteps", str(task.timesteps), *task.options,
         *(["--eval-every", str(task.eval_every)] if task.eval_every else []),
-        "--set", *settings, "robust.normalize_observations=True",
+        "--set", *settings,
     ]  # fmt: skip
 
 

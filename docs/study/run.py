@@ -47,6 +47,7 @@ START: Final = (*ARMS["last-layer"], *ARMS["normalized"])
 COMBINED: Final = {"combined": (*START, *RATES), "combined-n3": (*START, *RATES, "n_steps=3")}
 COMBINED_LATER: Final = {
     "n3-one-rate": (*START, "n_steps=3"),
+    "n5-one-rate": (*START, "n_steps=5"),
     "combined-n5": (*START, *RATES, "n_steps=5"),
     "n3-tau-0_01": (*START, *RATES, "n_steps=3", "tau=0.01"),
 }
@@ -63,6 +64,7 @@ class Round:
     :param first_seed: fresh ones for what is decided anew; the final comparison has those from 0
     :param folders: of the tasks that take part; None: all
     :param options: more options of `simple-ddpg compare`
+    :param net_arch: widths of the hidden layers of both networks
     """
 
     changes: tuple[str, ...]
@@ -70,6 +72,7 @@ class Round:
     first_seed: int = 1_000
     folders: tuple[str, ...] | None = None
     options: tuple[str, ...] = ()
+    net_arch: str = "[64,64]"
 
 
 ROUNDS: Final = {
@@ -80,7 +83,12 @@ ROUNDS: Final = {
         ("combined-n3", "base", "n3-one-rate", "n3-tau-0_01"), 20, 2_000, ("pendulum",),
         options=("--eval-every", "5000", "--eval-episodes", "100"),
     ),
+    # What was chosen with small networks is used with the default ones; elsewhere two cores would take hours.
+    "networks": Round(
+        ("base", "n3-one-rate"), 10, 3_000, ("pendulum", "inverted-pendulum"), net_arch="[400,300]",
+    ),
 }  # fmt: skip
+FAST: Final = ("all.compile_updates=True",)
 STAGES: Final = (*ROUNDS, "final")
 
 
@@ -100,7 +108,6 @@ class Task:
     :param compared_at: timestep at which both are compared; None: the last
     :param options: more options of `simple-ddpg compare`
     :param eval_every: timesteps between evaluations of the final comparison; None: a twentieth of it
-    :param skipped: changes that are not screened here, for time
     """
 
     folder: str
@@ -113,13 +120,10 @@ class Task:
     compared_at: int | None = None
     options: tuple[str, ...] = ()
     eval_every: int | None = None
-    skipped: tuple[str, ...] = ()
 
 
 SCALED: Final = "sb3_simple_ddpg.scaled_pendulum:SimpleDDPG/PendulumScaled-v1"
 OU: Final = "OrnsteinUhlenbeck(sigma=0.5)"
-#: What is left out where a run takes minutes.
-LONG: Final = ("noise-0_2", "noise-schedule", "n-steps-5", "tau-0_01", "clip-1")
 TASKS: Final = (
     Task("pendulum", "Pendulum-v1", 10_000, 10_000, seeds=20, baseline="pendulum-identical"),
     Task("scaled-pendulum", SCALED, 10_000, 10_000, options=("--threshold", "-200")),
@@ -128,15 +132,13 @@ TASKS: Final = (
     ),
     Task(
         "mountain-car", "MountainCarContinuous-v0", 30_000, 100_000, OU,
-        baseline="mountain-car-identical", skipped=LONG,
+        baseline="mountain-car-identical",
     ),
     Task(
         "lunar-lander", "LunarLanderContinuous-v3", 40_000, 300_000,
         baseline="lunar-lander-identical", compared_at=100_000, eval_every=20_000,
-        skipped=(*LONG, "noise-ou"),
     ),
 )  # fmt: skip
-SHARED: Final = ("all.policy_kwargs.net_arch=[64,64]", "all.compile_updates=True")
 
 
 def screening(task: Task, name: str = "screening") -> list[str]:
@@ -146,16 +148,12 @@ def screening(task: Task, name: str = "screening") -> list[str]:
     :return: the arguments of `simple-ddpg` that run each change of the round
     """
     chosen = ROUNDS[name]
-    arms = {
-        change: CHANGES[change]
-        for change in chosen.changes
-        if f"action_noise={task.noise}" not in CHANGES[change] and change not in task.skipped
-    }
+    arms = {change: CHANGES[change] for change in chosen.changes if f"action_noise={task.noise}" not in CHANGES[change]}
     return [
         "compare", "--env", task.env_id, "--algorithms", *(f"{each}=sb3_simple_ddpg:SimpleDDPG" for each in arms),
         "--seeds", str(chosen.seeds), "--first-seed", str(chosen.first_seed), "--timesteps", str(task.screened),
         *(chosen.options or ("--eval-every", str(task.screened // 10), *task.options)),
-        "--set", *SHARED, f"all.action_noise={task.noise}",
+        "--set", f"all.policy_kwargs.net_arch={chosen.net_arch}", *FAST, f"all.action_noise={task.noise}",
         *(f"{each}.{change}" for each, changes in arms.items() for change in changes),
     ]  # fmt: skip
 
@@ -241,7 +239,7 @@ def screening_tables(results: Mapping[Task, list[Path]]) -> str:
             cells = [
                 f"{found[task.folder].mean():.2f} ({found[task.folder].min():.2f} to {found[task.folder].max():.2f})"
                 if task.folder in found
-                else ("not run" if arm in task.skipped else "the base")
+                else ("the base" if f"action_noise={task.noise}" in CHANGES[arm] else "not run")
                 for task in results
             ]
             rows.append([arm, *cells, "" if arm == "base" else f"{np.mean(gains):+.2f}"])
@@ -253,16 +251,17 @@ def screening_tables(results: Mapping[Task, list[Path]]) -> str:
     return "\n\n".join(part.strip() for part in parts)
 
 
-def final_tables(results: Mapping[Task, Path]) -> str:
+def two_sides(results: Mapping[Task, tuple[Path, Path, int]], first: str, second: str, called: tuple[str, str]) -> str:
     """
-    :param results: by environment, the folder of its final comparison
+    :param results: by environment, the folders that hold the two sides, and the timestep at which they are compared
+    :param first: name of one side in its folder
+    :param second: name of the other
+    :param called: what the page calls them
     :return: a row for each environment, and all of them together
     """
     rows, samples, others = [], [], []
-    for task, kept in results.items():
-        at = task.compared_at or task.timesteps
-        own = returns_of(kept, "robust", at)
-        their = returns_of(kept if task.baseline is None else HERE.parent / "results" / task.baseline, "ddpg", at)
+    for task, (kept, beside, at) in results.items():
+        own, their = returns_of(kept, first, at), returns_of(beside, second, at)
         samples.append(own)
         others.append(their)
         found = statistics.difference(own, their)
@@ -271,11 +270,11 @@ def final_tables(results: Mapping[Task, Path]) -> str:
             task.folder, f"{at:,}", f"{len(own)} and {len(their)}", *(comparison_report.text(each) for each in means),
             comparison_report.text(found.improvement, 2), f"{found.p_value:.2g}",
         ])  # fmt: skip
-    heads = ("environment", "timesteps", "seeds", "robust, mean", "SB3's DDPG, mean", "robust better with p.", "p")
+    heads = ("environment", "timesteps", "seeds", *(f"{each}, mean" for each in called), f"{called[0]} better with p.")
     pooled = statistics.probability_of_improvement(samples, others)
     return (
-        markdown(heads, rows, [])
-        + f"\nAll {len(rows)} environments: a run of `robust` beats one of SB3's DDPG with probability "
+        markdown((*heads, "p"), rows, []).strip()
+        + f"\n\nAll {len(rows)} environments: a run of {called[0]} beats one of {called[1]} with probability "
         f"{comparison_report.text(pooled, 2)}."
     )
 
@@ -314,10 +313,24 @@ def page(folders: Mapping[str, Mapping[Task, Path]]) -> str:
             f"## How often a run fails: {task.folder}, {ROUNDS['reliability'].seeds} seeds",
             reliability_table(task, kept),
         ]
+    if folders["networks"]:
+        parts += [
+            f"## With `net_arch={ROUNDS['networks'].net_arch}`, {ROUNDS['networks'].seeds} seeds",
+            two_sides(
+                {task: (kept, kept, task.screened) for task, kept in folders["networks"].items()},
+                "n3-one-rate", "base", ("n3-one-rate", "the base"),
+            ),
+        ]  # fmt: skip
     if folders["final"]:
+        results = HERE.parent / "results"
+        compared = {
+            task: (
+                kept, kept if task.baseline is None else results / task.baseline, task.compared_at or task.timesteps,
+            ) for task, kept in folders["final"].items()
+        }  # fmt: skip
         parts += [
             "## The preset robust against SB3's DDPG, the same noise, fresh seeds",
-            final_tables(folders["final"]),
+            two_sides(compared, "robust", "ddpg", ("robust", "SB3's DDPG")),
         ]
     every = [kept for stage in folders.values() for kept in stage.values()]
     commands = [json.loads((kept / "summary.json").read_text())["plan"]["command"] for kept in every]

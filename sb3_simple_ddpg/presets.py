@@ -76,7 +76,7 @@ PENDULUM: Final[Preset] = {
 }
 
 #: One for all environments, with normalised observations: `VecNormalize(env, norm_reward=False)`, which the commands
-#: add of themselves. Chosen among 17 changes of the defaults in five environments (docs/study/summary.md): three-step
+#: add of themselves. Chosen among 18 changes of the defaults in five environments (docs/study/summary.md): three-step
 #: returns helped in four, normalisation is all that helps where observations are large. Ten fresh seeds and more:
 #: LunarLander 248 at 300,000 timesteps, MountainCar 93.7, Pendulum solved by 20 of 20 within 10,000. A timestep takes
 #: 1.2 to 1.4 times as long. Where rewards are rare, as in MountainCar, use

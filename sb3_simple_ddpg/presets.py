@@ -84,7 +84,7 @@ PENDULUM: Final[Preset] = {
 ROBUST: Final[Preset] = {
     "n_steps": 3,
     "action_noise": 0.1,
-    "policy_kwargs": {"last_layer_init": 3e-3},
+    "policy_kwargs": {"net_arch": [64, 64], "last_layer_init": 3e-3},
 }
 
 _ZOO: Final[Preset] = {"learning_rate": 1e-3, "action_noise": 0.1, "policy_kwargs": {"net_arch": [400, 300]}}

@@ -63,7 +63,8 @@ def test_a_small_study_runs_from_commands_to_tables(study, tmp_path, monkeypatch
         "screening": ("base", "noise-0_1", "noise-schedule"),
         "combinations": ("n3-tau-0_01",),
         "reliability": ("base",),
-        "networks": ("base", "n3-one-rate"),
+        "networks": ("base",),
+        "networks-slower": ("n3-slower",),
     }
     rounds = {name: replace(study.ROUNDS[name], changes=each, seeds=2) for name, each in changes.items()}
     rounds["reliability"] = replace(rounds["reliability"], options=("--eval-every", "150", "--eval-episodes", "2"))
@@ -80,7 +81,7 @@ def test_a_small_study_runs_from_commands_to_tables(study, tmp_path, monkeypatch
         for name in ("robust", "ddpg")
     )
     wins = [np.mean([[float(a > b) for b in other] for a in mine]) for mine, other in zip(own, their, strict=True)]
-    assert f"All 2 environments: a run of robust beats one of SB3's DDPG with probability {np.mean(wins):.2f}" in page
+    assert f"All 2 environments: a run of `robust` beats one of SB3's DDPG with probability {np.mean(wins):.2f}" in page
     assert "| noise-schedule | " in page
     assert "| n3-tau-0_01 | " in page
     failed = study.returns_of(tmp_path / "study" / "reliability-pendulum", "base")

@@ -199,7 +199,7 @@ def _saturation(patient: _Patient) -> Finding | None:
         "the states.",
         "There the tanh is flat and passes no gradient, so the actor stays as it is.",
         "train anew with policy_kwargs=dict(last_layer_init=3e-3) and a smaller learning_rate for the actor: "
-        "learning_rate=1e-4, critic_learning_rate=1e-3.",
+        "learning_rate=3e-4, critic_learning_rate=1e-3.",
     )  # fmt: skip
 
 

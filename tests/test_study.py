@@ -34,6 +34,23 @@ def test_the_page_is_what_the_records_say(study):
     assert (FOLDER / "summary.md").read_text("utf-8") == study.page(study.finished())
 
 
+def test_what_is_written_by_hand_says_what_the_records_say(study):
+    written = (FOLDER.parent / "study.md").read_text("utf-8")
+    table = study.final_tables(study.finished()["final"]).partition("\n\n")[0]
+    assert table.count("\n") == 6
+    assert table in written
+    fallen = {"base": 4, "n3-one-rate": 8, "combined-n3": 0, "n3-slower": 0}
+    for stage, names in (("networks", ("base", "n3-one-rate")), ("networks-slower", ("combined-n3", "n3-slower"))):
+        for name in names:
+            pendulum, inverted = (
+                study.returns_of(FOLDER / f"{stage}-{task}", name) for task in ("pendulum", "inverted-pendulum")
+            )
+            # Under the largest force the pole of InvertedPendulum falls at the second timestep.
+            assert (inverted == 2).sum() == fallen[name]
+            cells = f"| {(inverted >= 950).sum()} of 10 | {fallen[name]} | {(pendulum >= -200).sum()} of 10 |"
+            assert f"(`{name}`) {cells}" in written
+
+
 def test_the_final_comparison_and_what_it_was_chosen_by_share_no_seed(study):
     chosen_by = {
         seed for each in study.ROUNDS.values() for seed in range(each.first_seed, each.first_seed + each.seeds)

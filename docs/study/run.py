@@ -91,7 +91,7 @@ ROUNDS: Final = {
         ("base", "n3-one-rate"), 10, 3_000, ("pendulum", "inverted-pendulum"), net_arch="[400,300]",
     ),
     "networks-slower": Round(
-        ("combined-n3", "n3-slower"), 10, 3_000, ("inverted-pendulum", "pendulum"), net_arch="[400,300]",
+        ("combined-n3", "n3-slower"), 10, 3_000, ("pendulum", "inverted-pendulum"), net_arch="[400,300]",
     ),
 }  # fmt: skip
 FAST: Final = ("all.compile_updates=True",)

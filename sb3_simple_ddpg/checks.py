@@ -41,6 +41,10 @@ class NonFiniteError(FloatingPointError, ValueError):
     reported = False
 
 
+class CompileWarning(UserWarning):
+    """`compile_updates=True` has no effect, and why. `warnings.simplefilter("ignore", CompileWarning)` silences it."""
+
+
 _TD3 = "stable_baselines3.TD3 has it (twin critics, delayed updates, target smoothing)"
 _SAC = "stable_baselines3.SAC has it (a stochastic policy)"
 #: Arguments of other algorithms, and which one has them.

@@ -1,317 +1,655 @@
 """The update of `SimpleDDPG.train` as compiled code, for `compile_updates=True`.
 
-Not here: another statement of the algorithm. What is compiled are the networks, the equations of `equations.py` and
-PyTorch's own Adam; a test holds the weights to those of the plain path.
+Not here: another statement of the algorithm. What is compiled are the networks and the equations of `equations.py`.
 
-The functions below are recorded once with stand-in tensors (`make_fx`) and handed to PyTorch's compiler (inductor).
-Weights, optimizer states, learning rates and discounts are inputs, so whatever changes between two calls is taken up.
+The functions below are recorded once with stand-in tensors and handed to PyTorch's compiler (`compiler.py`). Weights,
+optimizer states, learning rates, tau, discounts and the numbers of Adam are inputs, so whatever changes between two
+updates is taken up. What cannot be an input is looked at before each update (`networks.py`).
+
+Before a function is used, it makes one update of a copy of the model, and the plain path one of another copy
+(`rehearsal.py`). It is used if both come out the same; otherwise the plain path goes on, and a `CompileWarning` says why.
 """
 
+import math
+import operator
 import time
 import warnings
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from torch.func import functional_call, grad_and_value
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.optim.adam import adam
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from sb3_simple_ddpg import compiler, torch_private
+from sb3_simple_ddpg.checks import CompileWarning
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
+from sb3_simple_ddpg.guards import Update
+from sb3_simple_ddpg.networks import ROLES, Networks
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
+from sb3_simple_ddpg.rehearsal import Disagreement, NotFinite, Rehearsal, Unsuitable
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 Tensors: TypeAlias = list[th.Tensor]
 Named: TypeAlias = dict[str, th.Tensor]
+New: TypeAlias = dict[str, tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]]  # see `_adam_step`
+
+#: Compiled functions that a model keeps: of another batch size, or with a layer frozen, for example.
+MOST_FUNCTIONS = 4
+#: Plain updates of another kind before one more function is compiled for it: about what compiling costs.
+PATIENCE = 1000
+#: Two ways to compute the same may disagree in one batch, where a ReLU is at its corner. So many are tried.
+TRIES = 3
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class _Kind(NamedTuple):
+    """What a compiled function was made for, all but the layout of its tensors."""
+
+    #: The networks' layers and attributes: `Networks.structure`.
+    structure: object
+    #: Names of the weights that learn, of actor and critic.
+    learning: tuple[tuple[str, ...], tuple[str, ...]]
+    #: Whether Adam and the soft updates are part of it; otherwise losses and gradients alone.
+    whole: bool
 
 
 class CompiledUpdates:
-    """
-    What has been compiled for one model. It lives as long as the model's networks and is never saved.
+    """What has been compiled for one model. It keeps no model, so a copy of a model starts with an empty one."""
 
-    :param model: the algorithm, set up
-    """
-
-    def __init__(self, model: "SimpleDDPG") -> None:
-        self.model = model
+    def __init__(self) -> None:
         self.seconds = 0.0  # spent compiling
-        self.failure: str | None = None
-        self._functions: dict[object, Callable[..., Any]] = {}
-        self._actor, self._critic = _named_tensors(model.actor), _named_tensors(model.critic)
-        self._actor_target = _named_tensors(model.actor_target)
-        self._critic_target = _named_tensors(model.critic_target)
-        # A shared features extractor stands in the critic too, but learns from the actor's loss alone.
-        shared = {tensor.data_ptr() for tensor in self._actor.values()}
-        self._learning = {
-            "actor": [name for name, _ in model.actor.named_parameters()],
-            "critic": [n for n, p in model.critic.named_parameters() if p.data_ptr() not in shared],
-        }
-        self._constants: dict[str, tuple[float, th.Tensor]] = {}
-        self._states_of: list[Any] = [None, None]
-        self._adam_inputs: tuple[Any, ...] = ()
-        self._adam_leaves: Tensors = []
-        networks = self._actor, self._critic, self._actor_target, self._critic_target
-        self._weights = pytree.tree_leaves(networks)
-        self._seen: tuple[Any, ...] = ()
-        self._adam_update: tuple[object, Callable[..., Any]] | None = None
-        if model.policy.depends_on_mode:
-            self._give_up("a layer (batch norm, dropout or an unknown one) may behave differently in training")
+        self.failure: str | None = None  # why the last update was a plain one, where somebody has to be told
+        self._functions: OrderedDict[object, tuple[_Function, ...]] = OrderedDict()
+        self._unsuitable: dict[object, str] = {}
+        self._disagreements: Counter[object] = Counter()
+        self._waited: Counter[object] = Counter()
+        self._learning: dict[object, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        self._inputs: _Inputs | None = None
+        self._told: set[str] = set()
 
-    def prepare(self) -> None:
-        """Take up what may have changed since the last call of `train`: settings, learning rates, optimizer states."""
-        self._adam_update = self._prepare_adam() if self._adam_can_be_compiled() else None
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledUpdates":
+        return CompiledUpdates()
 
-    def step(self, batch: ReplayBufferSamples) -> th.Tensor | None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledUpdates, ()
+
+    def choose(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> Update:
         """
-        Lines 8 to 11 of Algorithm 1 for one batch, once `prepare` has been called.
-
-        :param batch: B transitions
-        :return: what is logged of it, or None where the plain path must do it: at the first update, in which the
-            optimizers create their state, and from a `failure` on
+        :param model: as it is now
+        :param batch: of the next update
+        :return: the update, compiled where that is known to give what the plain one gives
         """
-        if self.failure is not None:
+        networks = model._networks.look_closely(model)
+        reason = _needs_python(model, networks)
+        if reason is not None:
+            return self._go_plainly(model, reason)
+        inputs = self._inputs
+        if inputs is None or not inputs.are_those_of(model, networks):
+            inputs = self._inputs = self._collect(model, networks, batch)
+            if inputs is None:
+                return model._update
+        if not inputs.ready or not 0.0 <= model.tau <= 1.0:
+            return model._update  # which creates the optimizers' states, or says what is wrong with tau
+        key = inputs.kind, inputs.layout, _layout_of_batch(batch)
+        functions = self._functions.get(key)
+        if functions is None:
+            functions = self._compile_when_it_pays(model, inputs, batch, key)
+            if functions is None:
+                return model._update
+        self._functions.move_to_end(key)
+        self.failure = None
+        return inputs.update(model, functions, partial(self._give_up, model, key))
+
+    def _collect(self, model: "SimpleDDPG", networks: Networks, batch: ReplayBufferSamples) -> "_Inputs | None":
+        """The inputs of compiled code; None where the plain path has to go on."""
+        kind = networks.structure, tuple(weight.requires_grad for weight in _main_weights(networks))
+        if kind not in self._learning and kind not in self._unsuitable:
+            try:
+                self._learning[kind] = Rehearsal(model, batch).learning
+            except NotFinite:
+                return None
+            except Exception as error:  # whatever a copy of the user's classes stumbles over
+                self._unsuitable[kind] = _say(error)
+        if kind in self._unsuitable:
+            self._go_plainly(model, self._unsuitable[kind])
+            return None
+        return _Inputs(model, networks, self._learning[kind])
+
+    def _compile_when_it_pays(
+        self, model: "SimpleDDPG", inputs: "_Inputs", batch: ReplayBufferSamples, key: object
+    ) -> "tuple[_Function, ...] | None":
+        if key in self._unsuitable:
+            self._go_plainly(model, self._unsuitable[key])
+            return None
+        if self._functions and self._waited[key] < PATIENCE:
+            # The first function is compiled at once, since it was asked for; a run is not stopped for each other one.
+            self._waited[key] += 1
+            if self._waited[key] == 1:
+                model.logger.info(f"Plain updates of another kind; compiled after {PATIENCE} of them.")
             return None
         try:
-            if self._adam_update is not None:
-                return self._step_with_adam(batch)
-            if self._adam_can_be_compiled():
-                self.prepare()  # for the next update: the plain path is about to create the states
-                return None if self._adam_update is None else self._step_with_adam(batch)
-            return self._step(batch)
-        except Exception as error:  # whatever the compiler stumbles over, the plain path is there
-            self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
+            functions = self._compile(model, inputs, batch)
+        except NotFinite:
             return None
+        except Disagreement as error:
+            self._disagreements[key] += 1
+            if self._disagreements[key] == TRIES:
+                self._give_up(model, key, error)
+            return None
+        except Exception as error:  # whatever the compiler stumbles over, the plain path is there
+            self._give_up(model, key, error)
+            return None
+        self._functions[key] = functions
+        if len(self._functions) > MOST_FUNCTIONS:
+            self._functions.popitem(last=False)
+        return functions
 
-    def _constant(self, name: str, value: float) -> th.Tensor:
-        """A number as an input of compiled code: always the same tensor, of shape (), holding the value of now."""
+    def _compile(self, model: "SimpleDDPG", inputs: "_Inputs", batch: ReplayBufferSamples) -> "tuple[_Function, ...]":
+        rehearsal = Rehearsal(model, batch)
+        fast = rehearsal.fast
+        fast_inputs = _Inputs(fast, fast._networks.look_closely(fast), rehearsal.learning)
+        started = time.perf_counter()
+        # PyTorch's compiler warns of PyTorch's own parts.
+        with warnings.catch_warnings(action="ignore"), rehearsal.streams_kept():
+            functions = fast_inputs.compile(fast, batch)
+        self.seconds += time.perf_counter() - started
+        model.logger.info(f"Compiled the update ({self.seconds:.1f} s so far).")
+        with rehearsal.streams_kept():
+            rehearsal.compare(fast_inputs.update(fast, functions, _raise)(rehearsal.batch()))
+        return functions
+
+    def _give_up(self, model: "SimpleDDPG", key: object, error: Exception) -> None:
+        self._functions.pop(key, None)
+        self._unsuitable[key] = _say(error)
+        self._go_plainly(model, self._unsuitable[key])
+
+    def _go_plainly(self, model: "SimpleDDPG", reason: str) -> Update:
+        self.failure = reason
+        if reason not in self._told:
+            self._told.add(reason)
+            sentence = f"compile_updates=True has no effect, the plain path goes on: {reason}."
+            model.logger.warn(sentence)
+            warnings.warn(sentence, CompileWarning, stacklevel=2)
+        return model._update
+
+
+class _Function(NamedTuple):
+    """A function of tensors and what it was compiled from."""
+
+    compiled: Callable[[Tensors], Any]
+    plain: Callable[..., Any]
+
+
+class _Inputs:
+    """
+    The tensors that compiled code takes, all but those of the batch: the model's own, so that new values are followed.
+
+    :param model: the algorithm
+    :param networks: its networks of now
+    :param learning: names of the weights that have a gradient, of actor and critic
+    """
+
+    def __init__(self, model: "SimpleDDPG", networks: Networks, learning: tuple[tuple[str, ...], ...]) -> None:
+        roots = [getattr(model, role) for role in ROLES]
+        self.named = tuple(dict([*root.named_parameters(), *root.named_buffers()]) for root in roots)
+        self.optimizers = model.actor.optimizer, model.critic.optimizer
+        self._version = networks.version
+        self._main_weights = _main_weights(networks)
+        self._frozen = [weight.requires_grad for weight in self._main_weights]
+        self._groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self._group_sizes = [len(group["params"]) for group in self._groups]
+        self._states = _states(self.optimizers)
+        self._whole = whole = _adams_are_plain(model)
+        of_optimizer = {weight for group in self._groups for weight in group["params"]}
+        names = [
+            [n for n in names if named[n] in of_optimizer] for names, named in zip(learning, self.named, strict=False)
+        ]
+        self.learning = [[named[name] for name in own] for own, named in zip(names, self.named, strict=False)]
+        states = [
+            [optimizer.state.get(weight) for weight in weights]
+            for optimizer, weights in zip(self.optimizers, self.learning, strict=True)
+        ]
+        self.ready = not whole or all(state for own in states for state in own)
+        self.moments: list[list[Tensors]] = []
+        if whole and self.ready:
+            self.moments = [[[state[name] for name in _MOMENTS] for state in own] for own in states]
+        self.leaves: Tensors = pytree.tree_leaves((self.named, self.moments))
+        self._addresses = [tensor.data_ptr() for tensor in self.leaves]
+        # Code that writes must not be told of one memory as two; and its numbers are of one dtype.
+        places = [tensor.untyped_storage().data_ptr() for tensor in self.leaves if tensor.numel()]
+        dtypes = {tensor.dtype for tensor in self.leaves if tensor.is_floating_point()}
+        if whole and self.ready and (len({*places}) < len(places) or dtypes != {th.float32}):
+            whole, self.moments = False, []
+            self.leaves = pytree.tree_leaves(self.named)
+            self._addresses = [tensor.data_ptr() for tensor in self.leaves]
+        self.kind = _Kind(networks.structure, (tuple(names[0]), tuple(names[1])), whole)
+        self.layout = _Layout(self.leaves)
+        self.numbers = _AdamNumbers(self.optimizers, self.learning, model.device) if whole and self.ready else None
+        self._leaves_of_networks = [list(named.values()) for named in self.named]
+        self._constants: dict[str, tuple[float, th.Tensor]] = {}
+
+    def are_those_of(self, model: "SimpleDDPG", networks: Networks) -> bool:
+        """
+        :param model: as it is now
+        :param networks: its networks of now
+        :return: whether all objects, and what compiled code depends on, are those of before
+        """
+        actors, critics = self.optimizers
+        if (
+            self._version is not networks.version
+            or model.actor.optimizer is not actors
+            or model.critic.optimizer is not critics
+        ):
+            return False
+        groups = [*actors.param_groups, *critics.param_groups]
+        states = _states(self.optimizers)
+        return (
+            len(groups) == len(self._groups)
+            and all(map(operator.is_, groups, self._groups))
+            and [len(group["params"]) for group in groups] == self._group_sizes
+            and len(states) == len(self._states)
+            and all(map(operator.is_, states, self._states))
+            and list(map(_learns, self._main_weights)) == self._frozen
+            and list(map(th.Tensor.data_ptr, self.leaves)) == self._addresses
+            and _adams_are_plain(model) == self._whole
+        )
+
+    def arguments(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[tuple[Any, ...], ...]:
+        """What each of the functions below takes, behind the model and the names: one tuple a function."""
+        actor, critic, actor_target, critic_target = self.named
+        discounts, fields = self.discounts(model, batch), batch[:5]
+        if self.numbers is None:
+            return (critic, actor_target, critic_target, discounts, fields), (actor, critic, fields)
+        return ((self.named, self.moments, self.numbers.of_now(), self.tau(model), discounts, fields),)
+
+    def tensors(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[Tensors, ...]:
+        """The tensors of `arguments`, in its order, without walking through it: that takes as long as the update."""
+        if type(batch[0]) is th.Tensor:
+            fields = [field.contiguous() for field in batch[:5]]
+        else:
+            fields = [field.contiguous() for field in pytree.tree_leaves(batch[:5])]
+        discounts = self.discounts(model, batch)
+        if self.numbers is None:
+            actor, critic, actor_target, critic_target = self._leaves_of_networks
+            return [*critic, *actor_target, *critic_target, discounts, *fields], [*actor, *critic, *fields]
+        return ([*self.leaves, self.numbers.of_now(), self.tau(model), discounts, *fields],)
+
+    def discounts(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> th.Tensor:
+        """Of n-step returns each transition has its own."""
+        if batch.discounts is None:
+            return self._constant("gamma", model.gamma, model.device)
+        return batch.discounts.contiguous()
+
+    def tau(self, model: "SimpleDDPG") -> th.Tensor:
+        """As it is now."""
+        return self._constant("tau", model.tau, model.device)
+
+    def _constant(self, name: str, value: float, device: th.device) -> th.Tensor:
+        """A number as an input of compiled code: a tensor of shape (), holding the value of now."""
         known = self._constants.get(name)
         if known is None:
-            known = (value, th.tensor(value, dtype=th.float32, device=self.model.device))
+            known = (value, th.tensor(value, dtype=th.float32, device=device))
         elif known[0] != value:
             known = (value, known[1].fill_(value))
         self._constants[name] = known
         return known[1]
 
-    def _discounts(self, batch: ReplayBufferSamples) -> th.Tensor:
-        return self._constant("gamma", self.model.gamma) if batch.discounts is None else batch.discounts
+    def functions(self, model: "SimpleDDPG") -> tuple[Callable[..., Any], ...]:
+        """In the order of `arguments`."""
+        if self.kind.whole:
+            return (partial(_whole_update, model, self.kind.learning),)
+        of_actor, of_critic = self.kind.learning
+        return partial(_critic_gradients, model, of_critic), partial(_actor_gradients, model, of_actor)
 
-    def _give_up(self, reason: str) -> None:
-        self.failure = reason
-        self.model.logger.warn(f"compile_updates=True has no effect, the plain path goes on: {reason}.")
+    def compile(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[_Function, ...]:
+        """Both, before a weight moves, where there are two."""
+        compiled = []
+        for function, arguments in zip(self.functions(model), self.arguments(model, batch), strict=True):
+            leaves, structure = pytree.tree_flatten(arguments)
+            compiled.append(_Function(compiler.compile_function(function, leaves, structure), function))
+        return tuple(compiled)
 
-    def _adam_can_be_compiled(self) -> bool:
-        """Otherwise the optimizers, whatever they are, run as they are between two compiled functions."""
-        model = self.model
-        plain = _is_plain_adam(model.actor.optimizer) and _is_plain_adam(model.critic.optimizer)
-        return plain and model.max_grad_norm is None and not model.policy.share_features_extractor
-
-    def _prepare_adam(self) -> tuple[object, Callable[..., Any]] | None:
+    def update(
+        self, model: "SimpleDDPG", functions: tuple[_Function, ...], give_up: Callable[[Exception], None]
+    ) -> Update:
         """
-        Collect what `_update` takes.
-
-        :return: a name for what is compiled into it, and the function; None while the optimizers have no state
+        :param model: whose tensors these are
+        :param functions: compiled for this layout
+        :param give_up: called with the error when compiled code fails
+        :return: the update
         """
-        model = self.model
-        optimizers = model.actor.optimizer, model.critic.optimizer
-        if not all(optimizer.state for optimizer in optimizers):
-            return None
-        rates = [
-            self._constant(name, optimizer.param_groups[0]["lr"])
-            for name, optimizer in zip(("actor", "critic"), optimizers, strict=True)
-        ]
-        tau = self._constant("tau", model.tau)
-        if any(optimizer.state is not known for optimizer, known in zip(optimizers, self._states_of, strict=True)):
-            # New, or replaced by set_parameters.
-            self._states_of = [optimizer.state for optimizer in optimizers]
-            states = [_adam_state(optimizer) for optimizer in optimizers]
-            networks = self._actor, self._critic, self._actor_target, self._critic_target
-            self._adam_inputs = (*networks, states, rates, tau)
-            self._adam_leaves = pytree.tree_leaves(self._adam_inputs)
-        # Who moves weights to another place may store them in another order there.
-        addresses = [weight.data_ptr() for weight in self._weights]
-        settings = [_adam_settings(optimizer) for optimizer in optimizers]
-        if self._adam_update is None or (addresses, settings) != self._seen:
-            self._seen = addresses, settings
-            return (tuple(settings), _Layout(self._adam_leaves)), partial(self._update, settings)
-        return self._adam_update
+        kind = _WholeUpdate if self.kind.whole else _GradientsAlone
+        return kind(self, model, functions, give_up)
 
-    def _update(
-        self, settings: list[tuple[Any, ...]], actor: Named, critic: Named, actor_target: Named, critic_target: Named,
-        states: list[list[Tensors]], rates: Tensors, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
-    ) -> th.Tensor:  # fmt: skip
-        """Both losses, their gradients, both optimizers and the soft updates as one function."""
-        critic_names, actor_names = self._learning["critic"], self._learning["actor"]  # without buffers
-        gradients, of_critic = self._critic_gradients(critic, actor_target, critic_target, discounts, batch)
-        _adam_step(critic_names, critic, gradients, states[1], rates[1], settings[1])
-        gradients, of_actor = self._actor_gradients(actor, critic, batch)
-        _adam_step(actor_names, actor, gradients, states[0], rates[0], settings[0])
-        for main, target, names in ((critic, critic_target, critic_names), (actor, actor_target, actor_names)):
-            soft_update([main[name] for name in names], [target[name] for name in names], tau)
-        return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
 
-    def _step_with_adam(self, batch: ReplayBufferSamples) -> th.Tensor:
-        assert self._adam_update is not None
-        name, update = self._adam_update
-        discounts = self._discounts(batch)
-        leaves = [*self._adam_leaves, discounts]
-        statistics: th.Tensor = self._ready(name, update, (*self._adam_inputs, discounts), batch, leaves)()
+class _AdamNumbers:
+    """
+    What Adam needs beside tensors, one row a weight, worked out in float64: PyTorch's own Adam does so too, and powers of
+    beta in float32 are wrong in the fourth digit after 20 updates.
+    """
+
+    def __init__(self, optimizers: tuple[th.optim.Optimizer, ...], learning: list[Tensors], device: th.device) -> None:
+        self._device = device
+        rows = [(optimizer, weight) for optimizer, own in zip(optimizers, learning, strict=True) for weight in own]
+        self._array = np.zeros((len(rows), len(_NUMBERS)), np.float32)
+        self._tensor = th.from_numpy(self._array)
+        self._counts: dict[int, list[float]] = {}  # of each group, when the numbers were made
+        self._groups: list[tuple[dict[str, Any], Any, Tensors]] = []
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                own = {*group["params"]}
+                places = [place for place, (_, weight) in enumerate(rows) if weight in own]
+                steps = [optimizer.state[rows[place][1]]["step"] for place in places]
+                if not places:
+                    continue
+                together = places == [*range(places[0], places[-1] + 1)]
+                self._groups.append((group, slice(places[0], places[-1] + 1) if together else places, steps))
+
+    def of_now(self) -> th.Tensor:
+        """
+        :return: shape (weights, numbers), on the device; the same memory each time where that is the CPU
+        """
+        for index, (group, places, steps) in enumerate(self._groups):
+            self._counts[index] = counts = [step.item() for step in steps]
+            if counts.count(counts[0]) == len(counts):
+                self._array[places] = _adam_numbers(group, counts[0] + 1)
+            else:  # some were frozen for a while
+                self._array[places] = [_adam_numbers(group, count + 1) for count in counts]
+        return self._tensor if self._device.type == "cpu" else self._tensor.to(self._device)
+
+    def moved(self) -> bool:
+        """
+        :return: whether a step counter is another than when the numbers were made
+        """
+        return any(
+            [step.item() for step in steps] != self._counts[index] for index, (_, _, steps) in enumerate(self._groups)
+        )
+
+
+#: The columns of `_AdamNumbers`.
+_NUMBERS = (
+    "sign", "weight_decay", "shrink", "share", "beta2", "share2", "eps", "step_size", "inverse_root", "smallest",
+)  # fmt: skip
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def _adam_numbers(group: dict[str, Any], step: float) -> tuple[float, ...]:
+    beta1, beta2 = map(float, group["betas"])
+    rate, weight_decay, decoupled = float(group["lr"]), group["weight_decay"], group["decoupled_weight_decay"]
+    return (
+        -1.0 if group["maximize"] else 1.0,
+        0.0 if decoupled else weight_decay,
+        max(1.0 - rate * weight_decay, -_LARGEST) if decoupled else 1.0,
+        1.0 - beta1,
+        beta2,
+        1.0 - beta2,
+        group["eps"],
+        min(rate / (1.0 - beta1**step), _LARGEST),  # float32 has none that is larger; it is found where it moves a weight
+        1.0 / math.sqrt(1.0 - beta2**step),
+        # Averages of a unit that died shrink for ever, and the processor computes slowly with numbers below 1e-38. Added
+        # and taken away again, this leaves 0 of numbers below 1e-37, and moves no other by more than that.
+        1e-30 if group["eps"] >= 1e-15 else 0.0,
+    )
+
+
+class _WholeUpdate:
+    """Lines 8 to 11 of Algorithm 1 as one compiled function. Nothing moves where anything is not finite."""
+
+    looks_itself = True
+
+    def __init__(
+        self, inputs: _Inputs, model: "SimpleDDPG", functions: tuple[_Function, ...],
+        give_up: Callable[[Exception], None],
+    ) -> None:  # fmt: skip
+        self.inputs, self.model, self.functions, self.give_up = inputs, model, functions, give_up
+
+    def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
+        """
+        :param batch: B transitions
+        :return: what is logged of it, and what was found: see `guards.Update`
+        """
+        inputs, model = self.inputs, self.model
+        _forget_gradients(inputs.learning)
+        (function,), (tensors,) = self.functions, inputs.tensors(model, batch)
+        try:
+            with th.no_grad():
+                statistics: th.Tensor = function.compiled(tensors)
+        except Exception as error:
+            # Weights are written last, and step counters with them: these tell whether that had begun.
+            assert inputs.numbers is not None
+            if inputs.numbers.moved():
+                raise RuntimeError(
+                    "Compiled code failed while it wrote the new weights, which may be those of before in part: load the "
+                    "last checkpoint, and go on with compile_updates=False."
+                ) from error
+            self.give_up(error)
+            statistics = function.plain(*inputs.arguments(model, batch)[0])
         return statistics
 
-    def _step(self, batch: ReplayBufferSamples) -> th.Tensor:
-        """Losses and gradients compiled; clipping and the optimizers as they are."""
-        model = self.model
-        inputs = (self._critic, self._actor_target, self._critic_target, self._discounts(batch))
-        # Both are compiled before a weight moves: if one fails, the plain path takes the whole step.
-        critic_gradients = self._ready("critic", self._critic_gradients, inputs, batch)
-        actor_gradients = self._ready("actor", self._actor_gradients, (self._actor, self._critic), batch)
-        gradients, of_critic = critic_gradients()
-        self._apply(model.critic, self._learning["critic"], gradients)
-        gradients, of_actor = actor_gradients()
-        self._apply(model.actor, self._learning["actor"], gradients)
-        soft_update(model._weights["critic"], model._weights["critic_target"], model.tau)
-        soft_update(model._weights["actor"], model._weights["actor_target"], model.tau)
-        return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
 
-    def _apply(self, network: Any, names: list[str], gradients: Tensors) -> None:  # noqa: ANN401 - an actor or a critic
-        parameters = dict(network.named_parameters())
-        for parameter in parameters.values():
-            parameter.grad = None
-        for name, gradient in zip(names, gradients, strict=True):
-            parameters[name].grad = gradient
+class _GradientsAlone:
+    """Losses and gradients compiled; clipping, the optimizers and the soft updates as they are."""
+
+    def __init__(
+        self, inputs: _Inputs, model: "SimpleDDPG", functions: tuple[_Function, ...],
+        give_up: Callable[[Exception], None],
+    ) -> None:  # fmt: skip
+        self.inputs, self.model, self.functions, self.give_up = inputs, model, functions, give_up
+
+    def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
+        """
+        :param batch: B transitions
+        :return: what is logged of it
+        """
+        model, weights = self.model, self.model._networks.weights
+        gradients, of_critic = self._run(0, batch)
+        self._apply(model.critic.optimizer, weights["critic"], self.inputs.learning[1], gradients)
+        gradients, of_actor = self._run(1, batch)
+        self._apply(model.actor.optimizer, weights["actor"], self.inputs.learning[0], gradients)
+        soft_update(weights["critic"], weights["critic_target"], model.tau)
+        soft_update(weights["actor"], weights["actor_target"], model.tau)
+        return _in_order(of_critic, of_actor)
+
+    def _run(self, index: int, batch: ReplayBufferSamples) -> tuple[Tensors, th.Tensor]:
+        function, tensors = self.functions[index], self.inputs.tensors(self.model, batch)[index]
+        try:
+            with th.no_grad():
+                return function.compiled(tensors)  # type: ignore[no-any-return]  # gradients and statistics
+        except Exception as error:  # it has written nothing but gradients, so the update goes on from here
+            self.give_up(error)
+            return function.plain(*self.inputs.arguments(self.model, batch)[index])  # type: ignore[no-any-return]  # as above
+
+    def _apply(self, optimizer: th.optim.Optimizer, weights: Tensors, learning: Tensors, gradients: Tensors) -> None:
+        _forget_gradients([weights, *(group["params"] for group in optimizer.param_groups)])
+        for weight, gradient in zip(learning, gradients, strict=True):
+            weight.grad = gradient
         if self.model.max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(parameters.values(), self.model.max_grad_norm)
-        network.optimizer.step()
+            th.nn.utils.clip_grad_norm_(weights, self.model.max_grad_norm)
+        optimizer.step()
 
-    def _critic_gradients(
-        self, critic: Named, actor_target: Named, critic_target: Named, discounts: th.Tensor, batch: tuple[Any, ...]
-    ) -> tuple[Tensors, th.Tensor]:
-        """Lines 8-9: gradients of the critic's loss; the loss, the mean of Q and the mean of the targets."""
-        model = self.model
-        observations, actions, next_observations, terminated, rewards = batch
+
+def _whole_update(
+    model: "SimpleDDPG", names: tuple[tuple[str, ...], ...], networks: tuple[Named, ...],
+    moments: list[list[Tensors]], numbers: th.Tensor, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
+) -> th.Tensor:  # fmt: skip
+    """Both losses, their gradients, Adam and the soft updates. Everything new is looked at before anything is written."""
+    actor, critic, actor_target, critic_target = networks
+    of_actor, of_critic = names
+    rows = numbers.unbind()
+    gradients, critic_statistics = _critic_gradients(
+        model, of_critic, critic, actor_target, critic_target, discounts, batch
+    )
+    new_critic = _adam_step(critic, of_critic, gradients, moments[1], rows[len(of_actor) :])
+    gradients, actor_statistics = _actor_gradients(model, of_actor, actor, {**critic, **_first(new_critic)}, batch)
+    new_actor = _adam_step(actor, of_actor, gradients, moments[0], rows[: len(of_actor)])
+
+    critic_found = _found(critic_statistics[0], new_critic)
+    actor_found = _found(actor_statistics[0], new_actor)
+    found = critic_found | actor_found
+    statistics = th.cat([_in_order(critic_statistics, actor_statistics), (critic_found + 2.0 * actor_found)[None]])
+    for role, main, target, new, own in (
+        ("critic", critic, critic_target, new_critic, moments[1]),
+        ("actor", actor, actor_target, new_actor, moments[0]),
+    ):
+        mains = [{**main, **_first(new)}[name] for name, _ in getattr(model, role).named_parameters()]
+        targets = [target[name] for name, _ in getattr(model, f"{role}_target").named_parameters()]
+        moved = [tensor.clone() for tensor in targets]
+        soft_update(mains, moved, tau)
+        for (name, after), before in zip(new.items(), own, strict=True):
+            for old, now in zip((main[name], *before), after, strict=True):
+                old.copy_(th.where(found, old, now))
+        for old, now in zip(targets, moved, strict=True):
+            old.copy_(th.where(found, old, now))
+    return statistics
+
+
+def _critic_gradients(
+    model: "SimpleDDPG", names: tuple[str, ...], critic: Named, actor_target: Named, critic_target: Named,
+    discounts: th.Tensor, batch: tuple[Any, ...],
+) -> tuple[Tensors, th.Tensor]:  # fmt: skip
+    """Lines 8-9: gradients of the critic's loss; the loss, the mean of Q and the mean of the targets."""
+    observations, actions, next_observations, terminated, rewards = batch
+    with th.no_grad():
         next_actions = functional_call(model.actor_target, actor_target, (next_observations,))
         next_q_values = functional_call(model.critic_target, critic_target, (next_observations, next_actions))
         targets = td_target(rewards, terminated, discounts, next_q_values)
-
-        def loss(learning: Named) -> tuple[th.Tensor, th.Tensor]:
-            q_values = functional_call(model.critic, {**critic, **learning}, (observations, actions))
-            return critic_loss(q_values, targets), q_values.mean()
-
-        learning = {name: critic[name] for name in self._learning["critic"]}
-        gradients, (value, q_mean) = grad_and_value(loss, has_aux=True)(learning)
-        return _contiguous(gradients), th.stack([value, q_mean, targets.mean()])
-
-    def _actor_gradients(self, actor: Named, critic: Named, batch: tuple[Any, ...]) -> tuple[Tensors, th.Tensor]:
-        """Line 10: gradients of the actor's loss; the loss and the share of saturated actions."""
-        model = self.model
-        observations = batch[0]
-
-        def loss(learning: Named) -> tuple[th.Tensor, th.Tensor]:
-            actions = functional_call(model.actor, {**actor, **learning}, (observations,))
-            q_values = functional_call(model.critic, critic, (observations, actions))
-            return actor_loss(q_values), (actions.abs() > 0.99).float().mean()
-
-        learning = {name: actor[name] for name in self._learning["actor"]}
-        gradients, (value, saturation) = grad_and_value(loss, has_aux=True)(learning)
-        return _contiguous(gradients), th.stack([value, saturation])
-
-    def _ready(
-        self,
-        name: object,
-        function: Callable[..., Any],
-        inputs: tuple[Any, ...],
-        batch: ReplayBufferSamples,
-        leaves: Tensors | None = None,
-    ) -> Callable[[], Any]:
-        """
-        Compile `function(*inputs, batch)`, unless that was done for tensors of this layout.
-
-        :param leaves: the tensors in `inputs`, where they are known already, and their layout is in `name`: collecting
-            them takes time
-        :return: the call of it, with the values that the inputs have by then
-        """
-        *fields, discounts = batch
-        of_batch = fields if type(fields[0]) is th.Tensor else pytree.tree_leaves(fields)
-        of_batch = [field.contiguous() for field in of_batch]
-        if leaves is None:
-            leaves = pytree.tree_leaves(inputs)
-            name = name, _Layout(leaves)
-        of_discounts = None if discounts is None else _Layout([discounts])
-        key = name, of_discounts, *[field.shape for field in of_batch], *[field.dtype for field in of_batch]
-        leaves += of_batch
-        compiled = self._functions.get(key)
-        if compiled is None:
-            started = time.perf_counter()
-            structure = pytree.tree_structure((*inputs, tuple(fields)))
-            # PyTorch's compiler warns of PyTorch's own parts.
-            with th.no_grad(), warnings.catch_warnings(action="ignore"):
-                compiled = self._functions[key] = _compile(function, [leaf.detach() for leaf in leaves], structure)
-            self.seconds += time.perf_counter() - started
-            self.model.logger.info(f"Compiled the update ({self.seconds:.1f} s so far).")
-        return partial(_call, compiled, leaves)
+    with th.enable_grad():
+        learning = _learning(critic, names)
+        q_values = functional_call(model.critic, {**critic, **learning}, (observations, actions))
+        loss = critic_loss(q_values, targets)
+        gradients = _gradients(loss, learning)
+    return gradients, th.stack([loss.detach(), q_values.detach().mean(), targets.mean()])
 
 
-def _compile(function: Callable[..., Any], leaves: Tensors, structure: pytree.TreeSpec) -> Callable[..., Any]:
-    """The function of nested inputs as a compiled one of a list of their tensors."""
-    from torch._functorch import config as functorch_config  # imported here: it takes a second
-    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-
-    results: list[pytree.TreeSpec] = []
-
-    def flat(*leaves: th.Tensor) -> Tensors:
-        tensors, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), structure)))
-        results.append(result)
-        return tensors
-
-    graph = make_fx(flat, _WORDINGS, tracing_mode="fake")(*leaves)
-    _take_from_parts(graph)
-    _compute_once(graph)
-    parts: list[Any] = []
-
-    def compile_part(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the compiler's own
-        parts.append(compile_fx_inner(*args, **kwargs))
-        return parts[-1]
-
-    if leaves[0].device.type != "cpu":
-        whole: Any = compile_fx(graph, [*leaves], config_patches={"triton.cudagraphs": True})
-    else:
-        # To check the layout of 70 tensors takes as long as a product of a small network; `_ready` has checked it.
-        options = {"cpp_wrapper": True, "memory_planning": True, "size_asserts": False}
-        with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
-            whole = compile_fx(graph, [*leaves], inner_compile=compile_part, config_patches=options)
-    # What PyTorch puts around the compiled code is for gradients, which nobody asks for here.
-    run = parts[0].current_callable if len(parts) == 1 else lambda leaves: whole(*leaves)
-    (structure_of_result,) = {*results}
-    return lambda leaves: pytree.tree_unflatten(run(leaves), structure_of_result)
+def _actor_gradients(
+    model: "SimpleDDPG", names: tuple[str, ...], actor: Named, critic: Named, batch: tuple[Any, ...]
+) -> tuple[Tensors, th.Tensor]:
+    """Line 10: gradients of the actor's loss; the loss and the share of saturated actions."""
+    observations = batch[0]
+    with th.enable_grad():
+        learning = _learning(actor, names)
+        actions = functional_call(model.actor, {**actor, **learning}, (observations,))
+        loss = actor_loss(functional_call(model.critic, critic, (observations, actions)))
+        gradients = _gradients(loss, learning)
+    saturation = (actions.detach().abs() > 0.99).float().mean()
+    return gradients, th.stack([loss.detach(), saturation])
 
 
-def _call(compiled: Callable[[Tensors], Any], leaves: Tensors) -> Any:  # noqa: ANN401 - the function's own
+def _learning(tensors: Named, names: tuple[str, ...]) -> Named:
+    return {name: tensors[name].detach().requires_grad_() for name in names}
+
+
+def _gradients(loss: th.Tensor, learning: Named) -> Tensors:
+    """In the layout of the weights: fused optimizers walk over both as plain memory."""
+    if not learning:
+        return []
+    return [gradient.contiguous() for gradient in th.autograd.grad(loss, list(learning.values()))]
+
+
+def _adam_step(
+    weights: Named, names: tuple[str, ...], gradients: Tensors, moments: list[Tensors], numbers: Sequence[th.Tensor]
+) -> New:
     """
-    Run compiled code, with numbers below 1e-38 taken for 0: Adam's averages of a unit that died shrink for ever, and
-    the processor computes slowly with those. It is a setting of the thread, put back afterwards.
+    Kingma & Ba 2015, Algorithm 1, and the weight decay of PyTorch's Adam and AdamW.
+
+    :return: new weight, first moment, second moment and step counter, by name; nothing is written
     """
-    was_on = _TINY * _ONE == 0.0
-    th.set_flush_denormal(True)
-    try:
-        with th.no_grad():
-            return compiled(leaves)
-    finally:
-        th.set_flush_denormal(bool(was_on))
+    new = {}
+    for name, gradient, (mean, square, step), row in zip(names, gradients, moments, numbers, strict=True):
+        sign, weight_decay, shrink, share, beta2, share2, eps, step_size, inverse_root, smallest = row.unbind()
+        weight = weights[name]
+        slope = sign * gradient + weight_decay * weight
+        new_mean = (mean + share * (slope - mean) + smallest) - smallest
+        new_square = (beta2 * square + share2 * slope * slope + smallest) - smallest
+        new_weight = shrink * weight - step_size * new_mean / (new_square.sqrt() * inverse_root + eps)
+        new[name] = new_weight, new_mean, new_square, step + 1
+    return new
 
 
-_TINY, _ONE = np.float32(1e-39), np.float32(1.0)
+def _first(new: New) -> Named:
+    return {name: values[0] for name, values in new.items()}
+
+
+def _found(loss: th.Tensor, new: New) -> th.Tensor:
+    """Whether a loss, new weight or second moment is not finite: a gradient that is not leaves no finite moment."""
+    largest = [(weight.abs() + square).amax() for weight, _, square, _ in new.values()]  # NaN where one is NaN
+    return ~th.isfinite(th.stack([loss, *largest])).all()
+
+
+def _in_order(of_critic: th.Tensor, of_actor: th.Tensor) -> th.Tensor:
+    """As `_statistics` in simple_ddpg.py: both losses, the means of Q and of the targets, the saturation."""
+    return th.cat([of_critic[:1], of_actor[:1], of_critic[1:], of_actor[1:]])
+
+
+def _forget_gradients(of: Iterable[Tensors]) -> None:
+    """No gradient of an earlier, plain update is to be taken for one of this update."""
+    for weights in of:
+        for weight in weights:
+            weight.grad = None
+
+
+def _main_weights(networks: Networks) -> Tensors:
+    return [*networks.weights["actor"], *networks.weights["critic"]]
+
+
+def _states(optimizers: tuple[th.optim.Optimizer, ...]) -> list[object]:
+    """The very tensors in the optimizers' states."""
+    actors, critics = optimizers
+    return [*chain.from_iterable(map(dict.values, chain(actors.state.values(), critics.state.values())))]
+
+
+def _needs_python(model: "SimpleDDPG", networks: Networks) -> str | None:
+    """What compiled code would pass over; None where there is nothing."""
+    kind, own = type(model), vars(model)
+    for name, function in _OF_UPDATE:
+        if name in own or getattr(kind, name) is not function:
+            return f"{kind.__name__}.{name} is not SimpleDDPG's"
+    hooked = networks.hooked()
+    if hooked:
+        return f"somebody listens to {hooked}, or has given it another forward"
+    return torch_private.why_python_is_needed(model.device)
+
+
+def _adams_are_plain(model: "SimpleDDPG") -> bool:
+    """Otherwise the optimizers, whatever they are, run as they are between two compiled functions."""
+    return (
+        model.max_grad_norm is None and _is_plain_adam(model.actor.optimizer) and _is_plain_adam(model.critic.optimizer)
+    )
+
+
+def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
+    if type(optimizer) not in _ADAMS or "step" in vars(optimizer):
+        return False
+    for group in optimizer.param_groups:
+        if group["amsgrad"] or group["differentiable"]:
+            return False
+    return not torch_private.optimizer_is_listened_to(optimizer)
+
+
+_learns = operator.attrgetter("requires_grad")
+_ADAMS = frozenset({th.optim.Adam, th.optim.AdamW, FusedAdam, FusedAdamW})
+
+
+def _layout_of_batch(batch: ReplayBufferSamples) -> object:
+    if type(batch[0]) is th.Tensor and batch.discounts is None:
+        return (*[field.shape for field in batch[:5]], *[field.dtype for field in batch[:5]])
+    leaves, structure = pytree.tree_flatten(batch)
+    return str(structure), *[(leaf.shape, leaf.dtype) if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
 
 
 class _Layout:
     """What compiled code relies on: shapes, strides and types of its tensors, compared and hashed once."""
 
     def __init__(self, tensors: Tensors) -> None:
-        self.each = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+        self.each = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors]
         self.hash = hash(tuple(self.each))
 
     def __eq__(self, other: object) -> bool:
@@ -321,120 +659,20 @@ class _Layout:
         return self.hash
 
 
-def _contiguous(gradients: Named) -> Tensors:
-    """In the layout of the weights: fused optimizers walk over both as plain memory."""
-    return [gradient.contiguous() for gradient in gradients.values()]
+def _say(error: Exception) -> str:
+    if isinstance(error, Unsuitable):
+        return str(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _compute_once(graph: th.fx.GraphModule) -> None:
-    """
-    What gives one number, such as Adam's powers of beta, the compiler repeats in each turn of the loops that use it,
-    and a tanh, such as the actor's output, in each turn of the loops over the layer that takes it in.
-
-    Behind such a value a view is put, for which the compiler stores the value first.
-    """
-
-    def is_number(node: th.fx.Node) -> bool:
-        return isinstance(node.meta.get("val"), th.Tensor) and node.meta["val"].dim() == 0
-
-    for node in graph.graph.nodes:
-        users = [user for user in node.users if not is_number(user)]
-        number = node.op == "call_function" and is_number(node) and all(map(is_number, node.all_input_nodes))
-        if users and (number or node.target is th.ops.aten.tanh.default):
-            shape, stride = [*node.meta["val"].shape], [*node.meta["val"].stride()]
-            with graph.graph.inserting_after(node):
-                stored = graph.graph.call_function(th.ops.aten.as_strided.default, (node, shape, stride))
-            for user in users:
-                user.replace_input_with(node, stored)
-    graph.recompile()
+def _raise(error: Exception) -> None:
+    raise error
 
 
-def _take_from_parts(graph: th.fx.GraphModule) -> None:
-    """A column of state and action side by side is one of the state or one of the action: no copy is needed for it."""
-    for node in graph.graph.nodes:
-        if node.target is not th.ops.aten.slice.Tensor or len(node.args) != 4:  # no step
-            continue
-        whole, dim, start, end = node.args
-        if dim != 1 or whole.target is not th.ops.aten.cat.default or whole.args[1:] != (1,):
-            continue
-        for part in whole.args[0]:
-            width = part.meta["val"].shape[1]
-            if 0 <= start < end <= width:
-                node.args = (part, 1, start, end)
-            start, end = start - width, end - width
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+def _methods_of_update() -> tuple[tuple[str, object], ...]:
+    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG  # which imports this file when it first compiles
+
+    return tuple((name, getattr(SimpleDDPG, name)) for name in ("_update", "_gradient_step"))
 
 
-def _product(left: th.Tensor, right: th.Tensor) -> Any:  # noqa: ANN401 - NotImplemented is how a decomposition declines
-    """A narrow product is several times as fast the other way round: (R' L')' instead of L R."""
-    if left.shape[1] == 1 < right.shape[1] and left.is_contiguous():
-        # Of a column and a row: merged with what follows. The view has the column stored, which others need too.
-        return left.as_strided(left.shape, (1, 1)) * right
-    if 1 < right.shape[1] < min(32, left.shape[0]):
-        return right.t().mm(left.t()).t()
-    return NotImplemented
-
-
-def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor) -> th.Tensor:
-    """Apart, so that the compiler merges the bias with what follows it; the views keep it from joining them again."""
-    if left.shape[1] <= 8 < right.shape[1]:
-        # Few inputs: the compiler merges the product too, if it is told as a sum, of rows that lie in one piece.
-        rows = right.contiguous().as_strided(right.shape, (right.shape[1], 1))
-        return sum((left[:, i : i + 1] * rows[i] for i in range(1, left.shape[1])), left[:, :1] * rows[0]) + bias
-    return (left.mm(right)[None] + bias)[0]
-
-
-def _lerp_one_by_one(targets: Tensors, values: Tensors, shares: Tensors) -> None:
-    """The compiler does not know the form for lists; it merges these into the loops of Adam."""
-    for target, value, share in zip(targets, values, shares, strict=True):
-        target.lerp_(value, share)
-
-
-#: How the recorded function says some things for the compiler.
-_WORDINGS: dict[Any, Callable[..., Any]] = {
-    th.ops.aten.mm.default: _product,
-    th.ops.aten.addmm.default: _product_and_bias,
-    th.ops.aten._foreach_lerp_.List: _lerp_one_by_one,
-}
-
-
-def _named_tensors(network: th.nn.Module) -> Named:
-    """Weights and buffers: the network's own, so that whoever gives them new values is followed."""
-    return dict([*network.named_parameters(), *network.named_buffers()])
-
-
-def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
-    if (
-        type(optimizer) not in (th.optim.Adam, th.optim.AdamW, FusedAdam, FusedAdamW)
-        or len(optimizer.param_groups) != 1
-    ):
-        return False
-    group = optimizer.param_groups[0]
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return not (group["amsgrad"] or group["maximize"] or hooks)
-
-
-def _adam_settings(optimizer: th.optim.Optimizer) -> tuple[Any, ...]:
-    group = optimizer.param_groups[0]
-    return (*group["betas"], group["weight_decay"], group["eps"], group["decoupled_weight_decay"])
-
-
-def _adam_state(optimizer: th.optim.Optimizer) -> list[Tensors]:
-    """First moments, second moments and step counters of the tensors that learn."""
-    states = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
-    return [[state[name] for state in states if state] for name in ("exp_avg", "exp_avg_sq", "step")]
-
-
-def _adam_step(
-    names: list[str], weights: Named, gradients: Tensors, state: list[Tensors], rate: th.Tensor,
-    settings: tuple[Any, ...],
-) -> None:  # fmt: skip
-    """PyTorch's own Adam, in place."""
-    beta1, beta2, weight_decay, eps, decoupled_weight_decay = settings
-    # `differentiable` chooses the variant whose step counter and learning rate are tensors, so they can be inputs.
-    adam(
-        [weights[name] for name in names], gradients, state[0], state[1], [], state[2], foreach=False,
-        differentiable=True, fused=False, decoupled_weight_decay=decoupled_weight_decay, amsgrad=False, beta1=beta1,
-        beta2=beta2, lr=rate, weight_decay=weight_decay, eps=eps, maximize=False,
-    )  # fmt: skip
+_OF_UPDATE = _methods_of_update()

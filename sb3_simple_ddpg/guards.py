@@ -2,15 +2,14 @@
 
 Not here: what makes an environment fail in other ways (`failures.py`), and limits on gradients (`max_grad_norm`).
 
-Watched are observations, rewards and actions as they are stored, losses, and the weights that a gradient has moved
-(a gradient that is not finite leaves no finite weight behind). What is measured on the device comes back with the
-statistics that are logged anyway: one transfer a call of `train`.
+Watched are observations, rewards and actions as they are stored, losses, and the weights and optimizer states that a
+gradient has moved (a gradient that is not finite leaves none of them finite). What is measured on the device comes back
+with the statistics that are logged anyway: one transfer a call of `train`.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,9 +19,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_simple_ddpg.bounds import Bounds
 from sb3_simple_ddpg.checks import NonFiniteError
-from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
+from sb3_simple_ddpg.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -30,8 +28,10 @@ if TYPE_CHECKING:
 Observations: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 
 DIAGNOSIS = "diagnosis.json"
-#: Optimizers whose state, once there, stays in the same tensors: those can be listed once.
-_KEEPS_ITS_TENSORS = (th.optim.Adam, th.optim.AdamW, th.optim.SGD, FusedAdam, FusedAdamW)
+#: What does a gradient step: statistics out of a batch. One that `looks_itself` leaves everything as it was where a
+#: number is not finite, and puts one of these behind its statistics.
+Update: TypeAlias = Callable[[ReplayBufferSamples], th.Tensor]
+_NOWHERE, _IN_CRITIC, _IN_ACTOR, _IN_BOTH, _SOMEWHERE = range(5)
 
 
 class NonFiniteGuard:
@@ -44,142 +44,85 @@ class NonFiniteGuard:
     def __init__(self, model: "SimpleDDPG") -> None:
         self.model = model
         self.skipped_batches = self.skipped_transitions = 0
-        moved = dict.fromkeys([*model.critic.parameters(), *model.actor.parameters()])  # an extractor may be shared
-        self._moved: list[th.Tensor] = list(moved)
-        self._found = th.zeros(1, device=model.device)
-        self._one = th.ones(1, device=model.device)
-        self._known: object = None
-        self._tensors: list[th.Tensor] = []
-        self._copies: list[th.Tensor] = []
-        self._state_keys: list[list[th.Tensor]] = []
-        self._other_states: dict[int, Any] = {}
+        self._memory = Snapshot()
         self._statistics: list[tuple[object, dict[str, Any]]] = []
         self._acting_blind = False
         self._n_updates = 0
-        self._bounds = Bounds(model)
-        self._remembered = False
 
     # --- updates -----------------------------------------------------------------------------------------------
 
     def watched(
-        self, batches: Iterable[ReplayBufferSamples], count: int, statistics: list[th.Tensor]
-    ) -> Iterator[ReplayBufferSamples]:
+        self, batches: Iterable[ReplayBufferSamples], count: int, choose: Callable[[ReplayBufferSamples], Update],
+        statistics: list[th.Tensor],
+    ) -> Iterator[tuple[ReplayBufferSamples, Update]]:  # fmt: skip
         """
-        Remember the weights before the first batch; with `on_non_finite="skip"`, undo each update that is not finite.
+        Remember the weights before they move; with `on_non_finite="skip"`, undo each update that is not finite.
 
         :param batches: of one call of `train`
         :param count: number of batches
-        :param statistics: of the updates done so far; those of an undone one are taken out
-        :return: the batches
+        :param choose: gives the update that a batch will get: plain or compiled
+        :param statistics: of the updates done so far; what is found is put behind those of one that does not look itself
+        :return: each batch with its update
         """
         skip = self.model.on_non_finite == "skip"
         self._n_updates = self.model._n_updates
-        if count == 1:
-            batches = list(batches)
-        for index, batch in enumerate(batches):
-            if skip or index == 0:
-                known = not skip and isinstance(batches, list)  # all of them, drawn together
-                self._remembered = not (known and self._bounds.exclude_overflow(batches))  # type: ignore[arg-type]  # a list
-                if self._remembered:
-                    self._remember()
-            yield batch
-            if not skip:
+        self._memory.forget()
+        for batch in batches:
+            update = choose(batch)
+            looks_itself = getattr(update, "looks_itself", False)
+            # To go back behind several updates takes a copy, whoever looks.
+            if (skip or not self._memory) and (not looks_itself or (count > 1 and not skip)):
+                self._memory.take(self.model)
+            yield batch, update
+            if looks_itself:
                 continue
-            *losses, found = th.cat([statistics[-1][:2], self.found()]).tolist()
-            if found or not all(map(math.isfinite, losses)):
-                self._restore()
-                statistics.pop()
-                self.skipped_batches += 1
-        if skip:
+            statistics[-1] = th.cat([statistics[-1], _SOMEWHERE * self._memory.found(self.model)])
+            if skip and not _is_finite(statistics[-1].tolist()):
+                self._memory.restore()
+
+    def read(self, statistics: list[th.Tensor]) -> tuple[list[list[float]], int]:
+        """
+        What one call of `train` has measured, by one transfer from the device.
+
+        :param statistics: of each update, what it found behind them
+        :return: the statistics of the updates that count, and their number
+        :raises NonFiniteError: with `on_non_finite="stop"`, when a loss, a gradient or a new weight is not finite; the
+            weights are those of before `train`
+        """
+        rows = [statistics[0].tolist()] if len(statistics) == 1 else th.stack(statistics).tolist()
+        finite = [row for row in rows if _is_finite(row)]
+        if self.model.on_non_finite == "skip":
+            self.skipped_batches += len(rows) - len(finite)
             self.model.logger.record("train/n_skipped", self.skipped_batches)
             self.model.logger.record("rollout/n_skipped", self.skipped_transitions)
+        elif len(finite) < len(rows):
+            self._go_back(rows)
+        return finite, len(finite)
 
-    @th.no_grad()
-    def found(self) -> th.Tensor:
-        """
-        :return: 1 if a weight of actor or critic is not finite, else 0; shape (1,), on the device
-        """
-        self._found.zero_()
-        # What PyTorch's GradScaler uses: one pass over all tensors, times one, without waiting for the device.
-        th._amp_foreach_non_finite_check_and_unscale_(self._moved, self._found, self._one)
-        return self._found
-
-    def read(self, means: th.Tensor) -> tuple[list[float], bool]:
-        """
-        :param means: of the statistics of one call of `train`, on the device
-        :return: these as numbers, and whether a weight is not finite, by one transfer from the device
-        """
-        if not self._remembered:  # the bounds have excluded it
-            return means.tolist(), False
-        *values, found = th.cat([means, self.found()]).tolist()
-        return values, bool(found)
-
-    def check(self, statistics: list[th.Tensor], means: list[float], found: bool) -> None:
-        """
-        :param statistics: of each update of one call of `train`, the losses of critic and actor first
-        :param means: of these
-        :param found: whether a weight is not finite
-        :raises NonFiniteError: when a loss or a weight is not finite; the weights are those of before `train`
-        """
-        if not found and math.isfinite(means[0]) and math.isfinite(means[1]):
-            return
-        losses = th.stack(statistics)[:, :2].tolist()
-        first = next((i for i, both in enumerate(losses) if not all(map(math.isfinite, both))), len(losses) - 1)
-        of_critic, of_actor = losses[first]
+    def _go_back(self, rows: list[list[float]]) -> None:
+        first = next(index for index, row in enumerate(rows) if not _is_finite(row))
+        of_critic, of_actor, *_, found = rows[first]
+        broken = self._broken_weight(self.model.critic, "critic")
         if not math.isfinite(of_critic):
             what = f"critic_loss is {of_critic}"
-        else:  # a critic that its own gradient broke makes the actor's loss NaN too
-            what = self._broken_weight(self.model.critic, "critic")
-            what = what or (f"actor_loss is {of_actor}" if not math.isfinite(of_actor) else "")
-            what = what or self._broken_weight(self.model.actor, "actor")
-        cure = "The weights have been changed by somebody else since the last call of train and could not be restored. "
-        if self._remembered:
-            self._restore()
-            cure = "The weights are those before this call of train. "
-        self.model._n_updates = self._n_updates
+        elif broken:  # a critic that its own gradient broke makes the actor's loss NaN too
+            what = broken
+        elif found in (_IN_CRITIC, _IN_BOTH):
+            what = "the gradient or new value of a weight of the critic is not finite"
+        elif not math.isfinite(of_actor):
+            what = f"actor_loss is {of_actor}"
+        else:
+            what = self._broken_weight(self.model.actor, "actor")
+            what = what or "the gradient or new value of a weight of the actor is not finite"
+        if self._memory:
+            self._memory.restore()
         raise self.stop(
             f"{what} at timestep {self.model.num_timesteps}, gradient step {self._n_updates + first + 1}"
             f"{self._broken_row()}",
-            f"{cure}Look for NaN or infinity in observations and rewards, or lower the learning rate.",
-            losses=means[:2],
+            "The weights are those before this call of train. "
+            "Look for NaN or infinity in observations and rewards, or lower the learning rate.",
+            losses=rows[first][:2],
         )
-
-    @th.no_grad()
-    def _remember(self) -> None:
-        optimizers = self._optimizers()
-        known = [(id(optimizer.state), len(optimizer.state)) for optimizer in optimizers]
-        if known != self._known:
-            kept = [optimizer for optimizer in optimizers if type(optimizer) in _KEEPS_ITS_TENSORS]
-            states = [
-                value
-                for optimizer in kept
-                for state in optimizer.state.values()
-                for value in state.values()
-                if isinstance(value, th.Tensor)
-            ]
-            self._tensors = [*self.model.policy.parameters(), *self.model.policy.buffers(), *states]
-            self._copies = [tensor.detach().clone() for tensor in self._tensors]
-            self._state_keys = [list(optimizer.state) for optimizer in optimizers]
-            self._known = known
-        th._foreach_copy_(self._copies, self._tensors)
-        self._other_states = {
-            index: deepcopy(optimizer.state_dict())
-            for index, optimizer in enumerate(optimizers)
-            if type(optimizer) not in _KEEPS_ITS_TENSORS
-        }
-
-    @th.no_grad()
-    def _restore(self) -> None:
-        th._foreach_copy_(self._tensors, self._copies)
-        for index, optimizer in enumerate(self._optimizers()):
-            if index in self._other_states:
-                optimizer.load_state_dict(self._other_states[index])
-                continue
-            for created in optimizer.state.keys() - set(self._state_keys[index]):
-                del optimizer.state[created]
-
-    def _optimizers(self) -> list[th.optim.Optimizer]:
-        return [self.model.actor.optimizer, self.model.critic.optimizer]
 
     @staticmethod
     def _broken_weight(network: th.nn.Module, name: str) -> str:
@@ -322,6 +265,11 @@ class NonFiniteGuard:
         if not buffer.optimize_memory_usage:
             found |= _parts("next_observations", buffer.next_observations)
         return {name: values[: buffer.size()] for name, values in found.items() if values.dtype.kind == "f"}
+
+
+def _is_finite(row: list[float]) -> bool:
+    """Of one gradient step: both losses, and nothing found in weights and optimizer states."""
+    return row[-1] == _NOWHERE and math.isfinite(row[0]) and math.isfinite(row[1])
 
 
 def _all_finite(values: object) -> bool:

@@ -7,7 +7,9 @@ Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the num
 """
 
 import io
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -25,20 +27,22 @@ from stable_baselines3.common.save_util import load_from_zip_file, recursive_get
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
+    ReplayBufferSamples,
     RolloutReturn,
     Schedule,
     TensorDict,
     TrainFreq,
     TrainFrequencyUnit,
 )
-from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
-from sb3_simple_ddpg.guards import NonFiniteGuard
+from sb3_simple_ddpg.guards import NonFiniteGuard, Update
+from sb3_simple_ddpg.networks import Networks
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
@@ -225,7 +229,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
-        self._weights = _weights(self.policy)
+        self._networks = Networks()
         self._compiled: CompiledUpdates | None = None
         self._guard = NonFiniteGuard(self)
         if not hasattr(self, "_logger"):
@@ -246,45 +250,54 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :raises FloatingPointError: when a loss or gradient is not finite; the weights are then as before
         """
         self._prepare_updates()
-        compiled = self._compiled_updates() if self.compile_updates else None
-        weights = self._weights
+        choose = self._compiled_updates() if self.compile_updates else self._plain_update
         statistics: list[th.Tensor] = []
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
-        for batch in self._guard.watched(batches, gradient_steps, statistics):
-            if compiled is not None and (compiled_statistics := compiled.step(batch)) is not None:
-                statistics.append(compiled_statistics)  # lines 8-11 ran as compiled code: compiled.py
-                continue
-
-            # Lines 8-9: fit the critic Q(s, a) to the target y.
-            discounts = self.gamma if batch.discounts is None else batch.discounts
-            with th.no_grad():
-                next_q_values = self.critic_target(batch.next_observations, self.actor_target(batch.next_observations))
-                targets = td_target(batch.rewards, batch.dones, discounts, next_q_values)
-            q_values = self.critic(batch.observations, batch.actions)
-            loss_q = critic_loss(q_values, targets)
-            self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
-
-            # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
-            actions = self.actor(batch.observations)
-            loss_mu = actor_loss(self.critic(batch.observations, actions))
-            self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
-
-            # Line 11: move the targets by a share of tau; running statistics of batch norm are copied.
-            soft_update(weights["critic"], weights["critic_target"], self.tau)
-            soft_update(weights["actor"], weights["actor_target"], self.tau)
-            soft_update(weights["batch_norm"], weights["batch_norm_target"], 1.0)
-
-            statistics.append(_statistics(loss_q, loss_mu, q_values, targets, actions))
+        for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
+            statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
         self._log_updates(statistics)
 
-    def _compiled_updates(self) -> "CompiledUpdates":
-        """Made at the first update: importing the compiler takes a second."""
-        from sb3_simple_ddpg.compiled import CompiledUpdates
+    def _update(self, batch: ReplayBufferSamples) -> th.Tensor:
+        """
+        Lines 8 to 11 of Algorithm 1: one gradient step of the critic, one of the actor, and the target networks follow.
 
-        self._compiled = self._compiled or CompiledUpdates(self)
-        self._compiled.prepare()
-        return self._compiled
+        :param batch: B transitions (s, a, r, s', d); `batch.dones` is d, 0 where a time limit cut the episode off
+        :return: what is logged of it
+        """
+        weights, statistics = self._networks.weights, self._networks.statistics
+
+        # Lines 8-9: fit the critic Q(s, a) to the target y.
+        discounts = self.gamma if batch.discounts is None else batch.discounts
+        with th.no_grad():
+            next_q_values = self.critic_target(batch.next_observations, self.actor_target(batch.next_observations))
+            targets = td_target(batch.rewards, batch.dones, discounts, next_q_values)
+        q_values = self.critic(batch.observations, batch.actions)
+        loss_q = critic_loss(q_values, targets)
+        self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
+
+        # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
+        actions = self.actor(batch.observations)
+        loss_mu = actor_loss(self.critic(batch.observations, actions))
+        self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
+
+        # Line 11: move the targets by a share of tau; running statistics of batch norm are copied.
+        soft_update(weights["critic"], weights["critic_target"], self.tau)
+        soft_update(weights["actor"], weights["actor_target"], self.tau)
+        for network in ("critic", "actor"):
+            soft_update(statistics[network], statistics[f"{network}_target"], 1.0)
+        return _statistics(loss_q, loss_mu, q_values, targets, actions)
+
+    def _plain_update(self, _batch: ReplayBufferSamples) -> Update:
+        self._networks.look(self)
+        return self._update
+
+    def _compiled_updates(self) -> Callable[[ReplayBufferSamples], Update]:
+        if self._compiled is None:  # made at the first update: importing the compiler takes a second
+            from sb3_simple_ddpg.compiled import CompiledUpdates
+
+            self._compiled = CompiledUpdates()
+        return partial(self._compiled.choose, self)
 
     def _prepare_updates(self) -> None:
         """Training mode, learning rates of now, and the one gamma."""
@@ -301,11 +314,16 @@ class SimpleDDPG(OffPolicyAlgorithm):
             self.logger.record("train/critic_learning_rate", rate)
 
     def _gradient_step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, weights: list[th.Tensor]) -> None:
-        """One step of a network's optimizer down the gradient of a loss; no other network's gradient is computed."""
-        # A shared features extractor stands among the critic's weights too, and has no gradient there: None.
-        gradients = th.autograd.grad(loss, weights, allow_unused=True)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient if gradient is None else gradient.contiguous()  # fused kernels need plain layout
+        """
+        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights alone: no other network's gradient is
+        computed. Frozen weights have none.
+        """
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = None
+        learning = [weight for weight in weights if weight.requires_grad]
+        if learning and loss.requires_grad:
+            loss.backward(inputs=learning)  # type: ignore[no-untyped-call]  # PyTorch's
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
         optimizer.step()
@@ -314,17 +332,16 @@ class SimpleDDPG(OffPolicyAlgorithm):
         """Record the mean of each statistic over the gradient steps, with one transfer from the device."""
         if not statistics:
             return
-        self._n_updates += len(statistics)
-        mean = statistics[0] if len(statistics) == 1 else th.stack(statistics).mean(dim=0)
-        values, found = self._guard.read(mean)
+        rows, count = self._guard.read(statistics)
         record = self.logger.record
-        for name, value in zip(_STATISTICS, values, strict=True):
-            record(name, value)
+        self._n_updates += count
+        if rows:
+            for name, *values in zip(_STATISTICS, *rows, strict=False):  # what the guard found stands behind them
+                record(name, values[0] if count == 1 else sum(values) / count)
         record("train/n_updates", self._n_updates, exclude="tensorboard")
         scale = noise_scale(self.action_noise)
         if scale is not None:
             record("train/noise_scale", scale)
-        self._guard.check(statistics, values, found)
 
     def learn(
         self: SelfSimpleDDPG,
@@ -551,7 +568,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_weights", "_compiled", "_boundary", "_guard"]
+        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_boundary", "_guard"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
@@ -591,18 +608,3 @@ def _statistics(
     """What is logged of one gradient step, in the order of `_STATISTICS`, still on the device: shape (5,)."""
     saturated = (actions.abs() > 0.99).float()
     return th.stack([loss_q, loss_mu, q_values.mean(), targets.mean(), saturated.mean()])
-
-
-def _weights(policy: DDPGPolicy) -> dict[str, list[th.Tensor]]:
-    """The tensors of each network, and the running statistics of batch norm: listed once, since listing takes time."""
-    main, targets = (policy.critic, policy.actor), (policy.critic_target, policy.actor_target)
-    return {
-        "actor": list(policy.actor.parameters()),
-        "actor_target": list(policy.actor_target.parameters()),
-        "critic": list(policy.critic.parameters()),
-        "critic_target": list(policy.critic_target.parameters()),
-        "batch_norm": [tensor for network in main for tensor in get_parameters_by_name(network, ["running_"])],
-        "batch_norm_target": [
-            tensor for network in targets for tensor in get_parameters_by_name(network, ["running_"])
-        ],
-    }

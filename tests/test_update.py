@@ -97,7 +97,7 @@ def test_actor_step_computes_no_critic_gradient():
     model._gradient_step(
         model.actor.optimizer,
         actor_loss(model.critic(observations, model.actor(observations))),
-        model._weights["actor"],
+        list(model.actor.parameters()),
     )
     for before, parameter in zip(after_the_critic_step, model.critic.parameters(), strict=True):
         assert th.equal(parameter.grad, before)

@@ -1,0 +1,176 @@
+"""What the four networks are made of now: the one place that decides whether anything is another object than before.
+
+Not here: what is done with them (`simple_ddpg.py`, `guards.py`, `compiled.py`).
+
+PyTorch lets everybody replace layers, weights and attributes at any moment. So lists of weights are kept only together
+with the very objects that they were made from, and compared with these, by identity, at every update: about 5 us.
+"""
+
+import operator
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from torch import nn
+
+from sb3_simple_ddpg.layers import DenseLayers
+
+if TYPE_CHECKING:
+    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+
+ROLES = ("actor", "critic", "actor_target", "critic_target")
+#: Layers whose result depends on their weights and hooks alone, whatever is written into their attributes.
+_WITHOUT_SETTINGS = frozenset({nn.Linear, nn.ReLU, nn.Tanh, nn.Sequential, DenseLayers})
+
+
+class Networks:
+    """
+    Weights of a model's four networks, listed anew whenever they are others. It keeps nothing of the model itself, so a
+    copy of a model starts with an empty list of its own.
+
+    `weights[role]` are a network's parameters, `statistics[role]` the running statistics of its batch norm layers (what
+    SB3 copies to the targets: tensors with "running_" in their name), `buffers` all tensors that are not learned.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, list[th.Tensor]] = {}
+        self.statistics: dict[str, list[th.Tensor]] = {}
+        self.buffers: list[th.Tensor] = []
+        #: Layers by name, as in "actor.mu.0".
+        self.modules: dict[str, nn.Module] = {}
+        #: Another object whenever a layer, a weight or (after `look_closely`) an attribute is another.
+        self.version: object = None
+        #: Another object whenever what the networks compute may be another function of their weights.
+        self.structure: object = None
+        #: The layer that made `structure` another, and what about it, where it is the same layer.
+        self.changed = ""
+        self._all: list[nn.Module] = []
+        self._main_weights: list[th.Tensor] = []
+        self._other_forward = ""
+        self._roots: list[nn.Module] = []
+        self._dicts: list[dict[str, Any]] = []
+        self._filled: list[dict[str, Any]] = []
+        self._objects: list[object] = []
+        self._count = -1
+        self._types: list[type] = []
+        self._all_attributes: list[dict[str, Any]] = []
+        self._attribute_count = -1
+        self._attributes: list[dict[str, Any]] = []
+        self._values: list[object] = []
+        self._forwards: list[tuple[type, object]] = []
+        self._description: dict[str, list[object]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Networks":
+        return Networks()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Networks, ()
+
+    def look(self, model: "SimpleDDPG") -> "Networks":
+        """
+        :param model: with its networks of now
+        :return: itself, with the lists of now
+        """
+        if not (
+            all(map(operator.is_, self._roots, (model.actor, model.critic, model.actor_target, model.critic_target)))
+            and sum(map(len, self._dicts)) == self._count
+            and all(map(operator.is_, chain.from_iterable(map(dict.values, self._filled)), self._objects))
+        ):
+            self._list(model)
+        return self
+
+    def look_closely(self, model: "SimpleDDPG") -> "Networks":
+        """
+        Whether code that was made from these networks still computes what they do: classes and attributes too.
+
+        :param model: with its networks of now
+        :return: itself, with the lists of now
+        """
+        if self.look(model) and not (
+            all(map(operator.is_, map(type, self._all), self._types))
+            and sum(map(len, self._all_attributes)) == self._attribute_count
+            and all(map(operator.is_, chain.from_iterable(map(dict.values, self._attributes)), self._values))
+            and all(kind.forward is forward for kind, forward in self._forwards)  # type: ignore[attr-defined]  # modules
+        ):
+            self._list(model)
+        return self
+
+    def hooked(self) -> str:
+        """
+        :return: name of a layer or learning weight that somebody listens to, or of a layer that has been given another
+            `forward`; empty when there is none
+        """
+        if any(chain.from_iterable(map(_hooks, self._all_attributes))):
+            return next(name for name, module in self.modules.items() if any(_hooks(vars(module))))
+        if any(chain.from_iterable(map(_gradient_hooks, self._main_weights))):
+            return next(self.name_of(weight) for weight in self._main_weights if any(_gradient_hooks(weight)))
+        return self._other_forward
+
+    def name_of(self, tensor: th.Tensor) -> str:
+        """
+        :param tensor: a weight or buffer
+        :return: its name, as in "actor.mu.0.weight"
+        """
+        for role, root in zip(ROLES, self._roots, strict=True):
+            for name, own in chain(root.named_parameters(), root.named_buffers()):
+                if own is tensor:
+                    return f"{role}.{name}"
+        return "a tensor of no network"
+
+    def _list(self, model: "SimpleDDPG") -> None:
+        self._roots = [getattr(model, role) for role in ROLES]
+        named = zip(ROLES, self._roots, strict=True)
+        self.modules = {
+            f"{role}.{name}".rstrip("."): module for role, root in named for name, module in root.named_modules()
+        }
+        modules = self._all = list(self.modules.values())
+        self._dicts = [each for module in modules for each in (module._modules, module._parameters, module._buffers)]
+        self._filled = list(filter(None, self._dicts))
+        self._objects = [*chain.from_iterable(map(dict.values, self._filled))]
+        self._count = sum(map(len, self._dicts))
+        self._types = list(map(type, modules))
+        self._all_attributes = list(map(vars, modules))
+        self._attribute_count = sum(map(len, self._all_attributes))
+        self._attributes = [vars(module) for module in modules if type(module) not in _WITHOUT_SETTINGS]
+        self._values = [*chain.from_iterable(map(dict.values, self._attributes))]
+        self._forwards = [(kind, kind.forward) for kind in dict.fromkeys(self._types)]
+        for role, root in zip(ROLES, self._roots, strict=True):
+            self.weights[role] = list(root.parameters())
+            tensors = chain(root.named_parameters(), root.named_buffers())
+            self.statistics[role] = [tensor for name, tensor in tensors if "running_" in name]
+        self.buffers = [tensor for root in self._roots for tensor in root.buffers()]
+        self._main_weights = [*self.weights["actor"], *self.weights["critic"]]
+        own = (name for name, module in self.modules.items() if "forward" in vars(module))
+        self._other_forward = next(own, "")
+        self.version = object()
+        description = {name: list(_describe(module)) for name, module in self.modules.items()}
+        others = [name for name, each in description.items() if not _are_same(each, self._description.get(name, []))]
+        if others or len(description) != len(self._description):
+            self.changed = others[-1] if others else ""
+            self._description, self.structure = description, object()
+
+
+_hooks = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_gradient_hooks = operator.attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
+#: Attributes that do not tell what a layer computes: hooks are looked at by themselves.
+_NO_SETTINGS = frozenset({"optimizer", "_modules", "_parameters", "_buffers"})
+
+
+def _describe(module: nn.Module) -> Iterator[object]:
+    """All of a layer but its weights and hooks: what decides which function it computes."""
+    yield module
+    yield type(module)
+    yield from [name for name, weight in module._parameters.items() if weight is not None]
+    yield from [name for name, buffer in module._buffers.items() if buffer is not None]
+    yield from [layer for layer in module._modules.values() if layer is not None]
+    for name, value in vars(module).items():
+        if name not in _NO_SETTINGS and (type(module) not in _WITHOUT_SETTINGS or name == "forward"):
+            yield name
+            yield value
+
+
+def _are_same(some: list[object], others: list[object]) -> bool:
+    return len(some) == len(others) and all(
+        one is other or (type(one) is str and one == other) for one, other in zip(some, others, strict=True)
+    )

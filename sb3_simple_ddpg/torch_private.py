@@ -1,0 +1,112 @@
+"""The private names of PyTorch that this package uses, each with the version it was seen in and what happens when it is
+missing.
+
+Not here: what they are used for.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch as th
+from torch.nn.modules import module as _module
+from torch.optim import optimizer as _optimizer
+
+# --- all tensors in one call: seen in 2.8 to 2.13; without them one call for each tensor --------------------------
+
+_foreach_copy_: Any = getattr(th, "_foreach_copy_", None)
+_foreach_lerp_: Any = getattr(th, "_foreach_lerp_", None)
+# What PyTorch's GradScaler uses: one pass over all tensors, times one, without waiting for the device.
+_check_and_unscale: Any = getattr(th, "_amp_foreach_non_finite_check_and_unscale_", None)
+
+
+def copy_all(destinations: Sequence[th.Tensor], sources: Sequence[th.Tensor]) -> None:
+    """
+    :param destinations: overwritten, one by one
+    :param sources: in the same order and shapes
+    """
+    if _foreach_copy_ is not None and destinations:
+        _foreach_copy_(destinations, sources)
+        return
+    for destination, source in zip(destinations, sources, strict=True):
+        destination.copy_(source)
+
+
+def found_non_finite(parts: Sequence[Sequence[th.Tensor]], device: th.device) -> th.Tensor:
+    """
+    :param parts: tensors on one device, each part of one dtype
+    :param device: theirs
+    :return: 1 if a number in them is not finite, else 0; shape (1,)
+    """
+    found = th.zeros(1, device=device)
+    for tensors in parts:
+        if _check_and_unscale is not None and tensors[0].dtype in (th.float32, th.float64):
+            _check_and_unscale(tensors, found, th.ones(1, device=device))
+        else:
+            for tensor in tensors:
+                found += (~th.isfinite(tensor)).any()
+    return found
+
+
+# --- the compiler: seen in 2.13; whatever is missing raises, and the plain path goes on with that reason -----------
+
+
+def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable[[list[th.Tensor]], Any]:
+    """
+    :param graph: a function of tensors, recorded
+    :param inputs: tensors of the layout that all later ones will have
+    :return: the function of a list of such tensors, compiled
+    """
+    from torch._functorch import config as functorch_config  # imported here: it takes a second
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    inputs = [tensor.detach() for tensor in inputs]
+    if inputs[0].device.type != "cpu":
+        on_device: Any = compile_fx(graph, inputs, config_patches={"triton.cudagraphs": True})
+        return lambda tensors: on_device(*tensors)
+    parts: list[Any] = []
+
+    def compile_part(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the compiler's own
+        parts.append(compile_fx_inner(*args, **kwargs))
+        return parts[-1]
+
+    # To check the layout of 70 tensors takes as long as a product of a small network; the caller has checked it.
+    # Patterns of PyTorch 2.13 drop what they do not name: `alpha` of a sum behind a product, the dimension of a softmax in
+    # attention. Without them nothing is slower here.
+    options = {"cpp_wrapper": True, "memory_planning": True, "size_asserts": False, "pattern_matcher": False}
+    with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
+        whole: Any = compile_fx(graph, inputs, inner_compile=compile_part, config_patches=options)
+    # What PyTorch puts around the compiled code is for gradients and for inputs that share memory: we have neither.
+    short = getattr(parts[0], "current_callable", None) if len(parts) == 1 else None
+    if short is None:
+        return lambda tensors: whole(*tensors)
+    return lambda tensors: short([*tensors])  # it empties the list
+
+
+# --- who listens: seen in 2.8 to 2.13; where a name is missing nobody can be told to listen ------------------------
+
+
+def optimizer_is_listened_to(optimizer: th.optim.Optimizer) -> bool:
+    """
+    :param optimizer: of PyTorch
+    :return: whether somebody has hooked a function to its steps, or to those of all optimizers
+    """
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or any(_OF_ALL_OPTIMIZERS))
+
+
+def why_python_is_needed(device: th.device) -> str | None:
+    """
+    :param device: of the networks
+    :return: what the user has switched on for all modules and all of autograd, and compiled code would pass over
+    """
+    if any(_OF_ALL_MODULES):
+        return "there are hooks on all modules"
+    if th.is_autocast_enabled(device.type):
+        return "autocast is on"
+    return "autograd's anomaly detection is on" if th.is_anomaly_enabled() else None
+
+
+_OF_ALL_MODULES = [
+    getattr(_module, f"_global_{name}_hooks", {}) for name in ("forward", "forward_pre", "backward", "backward_pre")
+]
+_OF_ALL_OPTIMIZERS = [getattr(_optimizer, f"_global_optimizer_{name}_hooks", {}) for name in ("pre", "post")]

@@ -333,16 +333,46 @@ def test_batches_are_sb3_s_bit_for_bit_with_the_same_random_numbers(n_envs: int,
 
 
 def test_several_gradient_steps_gather_once_and_others_ask_the_buffer(monkeypatch):
-    calls = []
-    sample = ReplayBuffer.sample
-    monkeypatch.setattr(ReplayBuffer, "sample", lambda *args, **kwargs: calls.append(1) or sample(*args, **kwargs))
-    model = make_model().learn(60)
-    model.train(8, 16)
-    assert calls == []
+    gathered = []
+    gather = sampling._gather
+    monkeypatch.setattr(sampling, "_gather", lambda *args: gathered.append(args[1:]) or gather(*args))
+    make_model().learn(60).train(8, 16)
+    assert gathered[-1] == (8, 16)
     n_step = make_model(n_steps=3).learn(60)
-    calls.clear()
+    gathered.clear()
     n_step.train(8, 16)
-    assert len(calls) == 8
+    assert gathered == []
+    assert n_step._n_updates == 30 + 8
+
+
+@pytest.mark.parametrize("name", ["sample", "_get_samples", "_normalize_obs", "_normalize_reward", "to_torch"])
+@pytest.mark.parametrize("of_class", [False, True])
+def test_a_method_that_is_put_in_the_place_of_the_buffer_s_is_called(name: str, of_class: bool, monkeypatch):
+    model = make_model().learn(60)
+    original, calls = getattr(model.replay_buffer, name), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    if of_class:
+        monkeypatch.setattr(ReplayBuffer, name, staticmethod(counted))  # `original` knows its buffer
+    else:
+        setattr(model.replay_buffer, name, counted)
+    model.train(4, 16)
+    # Observations twice; five tensors of each batch.
+    assert len(calls) == 4 * {"_normalize_obs": 2, "to_torch": 5}.get(name, 1)
+    assert model._n_updates == 34
+
+
+def test_a_buffer_s_own_size_is_not_what_sb3_draws_from():
+    model = make_model().learn(60)
+    np.random.seed(5)
+    expected = model.replay_buffer.sample(16)
+    model.replay_buffer.size = lambda: 1
+    np.random.seed(5)
+    (batch,) = sample_batches(model.replay_buffer, 1, 16, None)
+    assert th.equal(batch.observations, expected.observations)
 
 
 def test_a_batch_keeps_its_values_when_the_buffer_changes():

@@ -35,7 +35,7 @@ class OrnsteinUhlenbeck:
 
     def __post_init__(self) -> None:
         for name in ("sigma", "theta", "dt"):
-            _check_scale(name, getattr(self, name))
+            object.__setattr__(self, name, _check_scale(name, getattr(self, name)))  # frozen for everybody else
 
 
 NoiseSetting: TypeAlias = float | Callable[[float], float] | ActionNoise | OrnsteinUhlenbeck | None
@@ -56,7 +56,7 @@ class GaussianNoise(VectorizedActionNoise):
         self.schedule = FloatSchedule(scale)
         self.shape = shape
         self.n_envs = n_envs
-        self.scale = -1.0
+        self.scale = math.nan  # unlike every number, so that the first one is checked, whatever it is
         self.update(progress_remaining=1.0)
 
     def update(self, progress_remaining: float) -> None:
@@ -111,6 +111,8 @@ def make_action_noise(action_noise: NoiseSetting, shape: tuple[int, ...], n_envs
     if isinstance(action_noise, ActionNoise):
         _check_shape(action_noise, shape)
         return action_noise
+    if isinstance(action_noise, np.floating | np.integer):
+        action_noise = float(action_noise)
     if callable(action_noise) or (isinstance(action_noise, float | int) and not isinstance(action_noise, bool)):
         return GaussianNoise(action_noise, shape, n_envs)
     raise TypeError(
@@ -140,7 +142,7 @@ def noise_scale(action_noise: ActionNoise | None) -> float | None:
 def _check_scale(name: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {value}: 0.1 for example.")
-    return value
+    return float(value) + 0.0  # NumPy refuses to draw with a deviation of -0.0
 
 
 def _check_shape(action_noise: ActionNoise, shape: tuple[int, ...]) -> None:

@@ -61,7 +61,7 @@ class NonFiniteGuard:
         :param batches: of one call of `train`
         :param count: number of batches
         :param choose: gives the update that a batch will get: plain or compiled
-        :param statistics: of the updates done so far; what is found is put behind those of one that does not look itself
+        :param statistics: of the updates so far; what is found is put behind those of one that does not look itself
         :return: each batch with its update
         """
         skip = self.model.on_non_finite == "skip"

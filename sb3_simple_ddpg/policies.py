@@ -6,7 +6,6 @@ Layers and names are those of Stable-Baselines3 (SB3) (`mu`, `qf0`, order of con
 same weights as SB3's DDPG and weights can be passed to and fro. B is the batch size, A the number of action dimensions.
 """
 
-import itertools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +26,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_simple_ddpg.checks import check_actions
-from sb3_simple_ddpg.layers import DenseLayers, call
+from sb3_simple_ddpg.layers import DenseLayers, LayersOfNow, call, only_flattens
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
 
 
@@ -76,14 +75,17 @@ class Actor(BasePolicy):
         :return: mu(s), shape (B, A), in [-1, 1]
         """
         features = _extract_features(self, observations)
-        actions: th.Tensor = call(self.mu, features)
+        mu = self._modules.get("mu")  # PyTorch's way to `self.mu` takes longer than some layers
+        if mu is None or type(self) is not Actor:  # the user's own class may have its own way
+            mu = self.mu
+        actions: th.Tensor = call(mu, features)
         return actions
 
     @property
     def device(self) -> th.device:
         """Where the weights are; SB3 walks over all modules to find out, at every prediction."""
-        mu = self.mu
-        return mu.device if type(mu) is DenseLayers else super().device
+        weight = _first_weight(self)
+        return super().device if weight is None else weight.device
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         # The policy is deterministic; the flag exists in SB3's interface for stochastic ones.
@@ -190,6 +192,7 @@ class DDPGPolicy(BasePolicy):
     actor_target: Actor
     critic: Critic
     critic_target: Critic
+    _layers: LayersOfNow | None = None
 
     def __init__(
         self,
@@ -230,10 +233,6 @@ class DDPGPolicy(BasePolicy):
         self.critic_optimizer_kwargs = dict(critic_optimizer_kwargs or {})
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
-        self.action_shape: tuple[int, ...] = action_space.shape
-        self._action_low, self._action_width = action_space.low, action_space.high - action_space.low
-        flat = type(observation_space) is spaces.Box and len(observation_space.shape) == 1
-        self._flat_shape = observation_space.shape if flat else None  # of one observation, where it is a vector
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -254,9 +253,6 @@ class DDPGPolicy(BasePolicy):
         # Target networks are never in training mode (batch norm, dropout).
         self.actor_target.set_training_mode(False)
         self.critic_target.set_training_mode(False)
-
-        layers = itertools.chain(self.actor.modules(), self.critic.modules())
-        self.depends_on_mode = any(type(layer) not in _LAYERS_WITHOUT_MODES for layer in layers)
 
         learning_rate = lr_schedule(1)
         critic_kwargs = {**self.optimizer_kwargs, **self.critic_optimizer_kwargs}
@@ -298,8 +294,32 @@ class DDPGPolicy(BasePolicy):
         return self._predict(observation, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        actions: th.Tensor = self.actor(observation)
+        actor = self._modules.get("actor")  # PyTorch's way to `self.actor` takes longer than some layers
+        actions: th.Tensor = call(self.actor if actor is None else actor, observation)
         return actions
+
+    @property
+    def device(self) -> th.device:
+        """Where the weights are, the actor's first; SB3 walks over all modules to find out."""
+        weight = None if self._parameters else _first_weight(self._modules.get("actor"))
+        return super().device if weight is None else weight.device
+
+    def obs_to_tensor(self, observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]) -> tuple[PyTorchObs, bool]:
+        """
+        SB3's, without its search for images and keys where observations are vectors; mirrors SB3 2.9.2.
+
+        :param observation: as the environment gives it, one or a batch of B
+        :return: a copy as a batch on the device, and whether it was one
+        """
+        space = self.observation_space
+        if (
+            type(observation) is not np.ndarray
+            or type(space) is not spaces.Box
+            or not 1 <= observation.ndim <= 2
+            or observation.shape[-1:] != space.shape
+        ):
+            return super().obs_to_tensor(observation)
+        return th.from_numpy(np.array(observation, ndmin=2)).to(self.device), observation.ndim == 2
 
     def predict(
         self,
@@ -318,25 +338,9 @@ class DDPGPolicy(BasePolicy):
         :return: the action, of the shape and dtype of the action space (with B in front for a batch), and `state`
         :raises FloatingPointError: when the action is NaN: weights or the observation are not finite
         """
-        # SB3's general way costs more than a small network: copies, checks of images and dicts, walks over modules. But
-        # it copies what is not plain memory, and says what is wrong.
-        if (
-            type(observation) is not np.ndarray
-            or observation.shape[-1:] != self._flat_shape
-            or observation.ndim > 2
-            or not observation.flags.carray
-        ):
-            actions, state = super().predict(observation, state, episode_start, deterministic)
-            check_actions(self, observation, actions)
-            return actions, state
-        self.set_training_mode(False)
-        actor = self.actor
-        observations = th.from_numpy(observation if observation.ndim == 2 else observation[np.newaxis])
-        with th.no_grad():
-            actions = call(actor, observations.to(actor.device)).cpu().numpy()
-        actions = self.unscale_action(actions.reshape(-1, *self.action_shape))
+        actions, state = super().predict(observation, state, episode_start, deterministic)
         check_actions(self, observation, actions)
-        return actions if observation.ndim == 2 else actions.squeeze(axis=0), state
+        return actions, state
 
     def scale_action(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """
@@ -345,7 +349,10 @@ class DDPGPolicy(BasePolicy):
         :param action: in the unit of the environment, shape `(..., *action_space.shape)`
         :return: where 1.0 is half the width of the action range
         """
-        scaled_action: npt.NDArray[Any] = 2.0 * ((action - self._action_low) / self._action_width) - 1.0
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        low, high = space.low, space.high
+        scaled_action: npt.NDArray[Any] = 2.0 * ((action - low) / (high - low)) - 1.0
         return scaled_action
 
     def unscale_action(self, scaled_action: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -355,7 +362,10 @@ class DDPGPolicy(BasePolicy):
         :param scaled_action: where 1.0 is half the width of the action range, shape `(..., *action_space.shape)`
         :return: in the unit of the environment
         """
-        action: npt.NDArray[Any] = self._action_low + (0.5 * (scaled_action + 1.0) * self._action_width)
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        low, high = space.low, space.high
+        action: npt.NDArray[Any] = low + (0.5 * (scaled_action + 1.0) * (high - low))
         return action
 
     def set_training_mode(self, mode: bool) -> None:
@@ -364,11 +374,30 @@ class DDPGPolicy(BasePolicy):
 
         :param mode: True for training
         """
-        if self.depends_on_mode:
+        layers = self._layers_of_now()
+        if layers.depend_on_mode or layers.want_to_be_asked():
             self.actor.set_training_mode(mode)
             self.critic.set_training_mode(mode)
-        if self.training != mode:  # where no layer depends on the mode there is no need to visit each one
-            self.training = self.actor.training = self.critic.training = mode
+        else:
+            layers.set_training(mode)
+        self.__dict__["training"] = mode  # PyTorch's way of setting attributes takes longer than all of the above
+
+    @property
+    def depends_on_mode(self) -> bool:
+        """Whether actor and critic, as they are now, may do something else in training than in evaluation."""
+        return self._layers_of_now().depend_on_mode
+
+    def _layers_of_now(self) -> LayersOfNow:
+        layers, modules = self._layers, self._modules
+        if layers is None or not layers.are_those_of(modules.get("actor"), modules.get("critic")):
+            layers = self._layers = LayersOfNow(self.actor, self.critic, _NETWORKS)
+        return layers
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has layers of its own."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]  # PyTorch does not annotate it
+        state.pop("_layers", None)
+        return state
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -386,22 +415,34 @@ class DDPGPolicy(BasePolicy):
         }
 
 
-#: Layers that do the same in training and in evaluation. Whatever is not listed here may depend on the mode.
-_LAYERS_WITHOUT_MODES = frozenset(
-    {Actor, Critic, DenseLayers, FlattenExtractor, NatureCNN, CombinedExtractor}
-    | {nn.Sequential, nn.ModuleDict, nn.Flatten, nn.Identity}
-    | {nn.Linear, nn.Conv1d, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LayerNorm, nn.GroupNorm}
-    | {nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus}
-)
+_NETWORKS: frozenset[type[nn.Module]] = frozenset({Actor, Critic})
+_EXTRACT_FEATURES = BaseModel.extract_features
 
 
 def _extract_features(network: Actor | Critic, observations: PyTorchObs) -> th.Tensor:
     """The network's features; flat observations are features already, and SB3's general way is slow to find out."""
-    extractor, space = network.features_extractor, network.observation_space
-    if type(extractor) is FlattenExtractor and type(space) is spaces.Box and len(space.shape) == 1:
-        assert isinstance(observations, th.Tensor)
+    space = network.observation_space
+    if (
+        type(network) in _NETWORKS
+        and type(space) is spaces.Box
+        and len(space.shape) == 1
+        and isinstance(observations, th.Tensor)
+        and observations.dim() == 2
+        and type(network).extract_features is _EXTRACT_FEATURES
+        and "extract_features" not in network.__dict__
+        and only_flattens(network._modules.get("features_extractor"))
+    ):
         return observations.float()
-    return network.extract_features(observations, extractor)
+    return network.extract_features(observations, network.features_extractor)
+
+
+def _first_weight(actor: nn.Module | None) -> th.Tensor | None:
+    """The first weight of our own layers, where it is a parameter."""
+    if type(actor) is not Actor:
+        return None
+    mu = actor._modules.get("mu")
+    layer = mu._modules.get("0") if type(mu) is DenseLayers else None
+    return None if layer is None else layer._parameters.get("weight")
 
 
 def _last_linear(network: nn.Sequential) -> nn.Linear:

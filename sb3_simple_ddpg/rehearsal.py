@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 OF_CHANGE = 1e-3
 #: Of the largest number in all tensors of its kind: some roundings of float32, which is exact to 6e-8.
 OF_LARGEST = 3e-6
-#: Adam divides by the gradient's size and its eps. With a small one rounding where the true gradient is 0 becomes a step
-#: of full size, in another direction on each path.
+#: Adam divides by the gradient's size and its eps. With a small one, rounding where the true gradient is 0 becomes a
+#: step of full size, in another direction on each path.
 SMALLEST_EPS = 1e-3
 
 

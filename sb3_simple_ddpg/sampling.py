@@ -6,12 +6,13 @@ of any other class sample as they always do.
 
 from collections.abc import Iterable
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -33,7 +34,7 @@ def sample_batches(
     :return: observations (B, ...), actions (B, A), rewards and dones (B, 1), where dones are 0 after a time limit
     """
     assert replay_buffer is not None
-    plain = type(replay_buffer) is ReplayBuffer and not replay_buffer.optimize_memory_usage
+    plain = _samples_as_in_sb3(replay_buffer) and not replay_buffer.optimize_memory_usage
     if not plain or env is not None or len(replay_buffer.observations.shape) != 3:
         return (replay_buffer.sample(batch_size, env=env) for _ in range(count))
     at_once = max(1, _ROWS_AT_ONCE // batch_size)
@@ -43,9 +44,23 @@ def sample_batches(
     return chain.from_iterable(_gather(replay_buffer, part, batch_size) for part in parts)
 
 
+_METHODS = ("sample", "_get_samples", "_normalize_obs", "_normalize_reward", "to_torch")
+_METHODS_OF = attrgetter(*_METHODS)
+_IN_SB3 = _METHODS_OF(ReplayBuffer), BaseBuffer.sample
+
+
+def _samples_as_in_sb3(replay_buffer: ReplayBuffer) -> bool:
+    """Whether nobody has put a method in the place of one that `_gather` mirrors, on the object or in its class."""
+    return (
+        type(replay_buffer) is ReplayBuffer
+        and vars(replay_buffer).keys().isdisjoint(_METHODS)
+        and (_METHODS_OF(ReplayBuffer), BaseBuffer.sample) == _IN_SB3
+    )
+
+
 def _gather(replay_buffer: ReplayBuffer, count: int, batch_size: int) -> list[ReplayBufferSamples]:
     """Some batches of flat observations at once. Mirrors `ReplayBuffer.sample` and `_get_samples` of SB3 2.9.2."""
-    n_envs, size = replay_buffer.n_envs, replay_buffer.size()
+    n_envs, size = replay_buffer.n_envs, replay_buffer.buffer_size if replay_buffer.full else replay_buffer.pos
     places = []
     for _ in range(count):
         place = np.random.randint(0, size, size=batch_size)

@@ -315,8 +315,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _gradient_step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, weights: list[th.Tensor]) -> None:
         """
-        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights alone: no other network's gradient is
-        computed. Frozen weights have none.
+        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights alone: no other network's gradient
+        is computed. Frozen weights have none.
         """
         for group in optimizer.param_groups:
             for weight in group["params"]:

@@ -77,8 +77,8 @@ class Snapshot:
     def found(self, model: "SimpleDDPG") -> th.Tensor:
         """
         :param model: whose weights have just moved
-        :return: 1 if a weight of actor or critic, or a number in an optimizer's state, is not finite, else 0; shape (1,),
-            on the device
+        :return: 1 if a weight of actor or critic, or a number in an optimizer's state, is not finite, else 0; of shape
+            (1,), on the device
         """
         weights = model._networks.look(model).weights
         values = [*weights["critic"], *weights["actor"], *_state_values(model)]

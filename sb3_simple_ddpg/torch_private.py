@@ -1,20 +1,39 @@
 """The private names of PyTorch that this package uses, each with the version it was seen in and what happens when it is
 missing.
 
-Not here: what they are used for.
+Not here: what is done with them.
+
+All tensors in one call, seen in 2.8 and 2.13; where one is missing, each tensor has a call of its own:
+- `_foreach_copy_`; `_amp_foreach_non_finite_check_and_unscale_`, which GradScaler uses (`_foreach_lerp_` is in
+  equations.py, and the fused kernels of Adam in optimizers.py).
+
+The compiler, seen in 2.13; whatever is missing raises, and the plain path goes on with that reason:
+- `torch.fx.experimental.proxy_tensor.make_fx`, `torch.utils._pytree`, `torch._inductor.compile_fx`,
+  `torch._functorch.config`; `CompiledFxGraph.current_callable`: where it is missing, PyTorch's longer way is taken.
+
+Who listens to optimizers and to all modules, seen in 2.8 and 2.13; where one is missing, nobody can:
+- `_global_optimizer_pre_hooks` and `_post_hooks` in torch.optim.optimizer, `_global_forward_hooks` and its three
+  relatives in torch.nn.modules.module.
+
+What a call of a module does besides its `forward`, seen in 2.8 and 2.13; where one of these is missing, every module
+counts as listened to, and is called in PyTorch's own way:
+- `Module._forward_hooks`, `_forward_pre_hooks`, `_backward_hooks`, `_backward_pre_hooks`: hooked to one module;
+- the same in `torch.nn.modules.module`, with `_global` in front: hooked to all modules;
+- `Module._compiled_call_impl`: what `module.compile()` sets; `Module._wrapped_call_impl`: what `Module.__call__` is.
+
+What a module consists of, seen in 2.8 and 2.13; where it is missing, `nn.Sequential` cannot work either:
+- `Module._modules`, `Module._parameters`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
-from torch.nn.modules import module as _module
-from torch.optim import optimizer as _optimizer
-
-# --- all tensors in one call: seen in 2.8 to 2.13; without them one call for each tensor --------------------------
+from torch import nn
+from torch.nn.modules import module as _of_all
+from torch.optim import optimizer as _of_optimizers
 
 _foreach_copy_: Any = getattr(th, "_foreach_copy_", None)
-_foreach_lerp_: Any = getattr(th, "_foreach_lerp_", None)
 # What PyTorch's GradScaler uses: one pass over all tensors, times one, without waiting for the device.
 _check_and_unscale: Any = getattr(th, "_amp_foreach_non_finite_check_and_unscale_", None)
 
@@ -47,9 +66,6 @@ def found_non_finite(parts: Sequence[Sequence[th.Tensor]], device: th.device) ->
     return found
 
 
-# --- the compiler: seen in 2.13; whatever is missing raises, and the plain path goes on with that reason -----------
-
-
 def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable[[list[th.Tensor]], Any]:
     """
     :param graph: a function of tensors, recorded
@@ -69,9 +85,9 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
         parts.append(compile_fx_inner(*args, **kwargs))
         return parts[-1]
 
-    # To check the layout of 70 tensors takes as long as a product of a small network; the caller has checked it.
-    # Patterns of PyTorch 2.13 drop what they do not name: `alpha` of a sum behind a product, the dimension of a softmax in
-    # attention. Without them nothing is slower here.
+    # To check the layout of 70 tensors takes as long as a product of a small network; the caller has checked it. The
+    # pattern matcher of PyTorch 2.13 drops what its patterns do not name: `alpha` of a sum behind a product, the dimension
+    # of a softmax in attention. Nothing is slower without it here.
     options = {"cpp_wrapper": True, "memory_planning": True, "size_asserts": False, "pattern_matcher": False}
     with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
         whole: Any = compile_fx(graph, inputs, inner_compile=compile_part, config_patches=options)
@@ -80,9 +96,6 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
     if short is None:
         return lambda tensors: whole(*tensors)
     return lambda tensors: short([*tensors])  # it empties the list
-
-
-# --- who listens: seen in 2.8 to 2.13; where a name is missing nobody can be told to listen ------------------------
 
 
 def optimizer_is_listened_to(optimizer: th.optim.Optimizer) -> bool:
@@ -107,6 +120,56 @@ def why_python_is_needed(device: th.device) -> str | None:
 
 
 _OF_ALL_MODULES = [
-    getattr(_module, f"_global_{name}_hooks", {}) for name in ("forward", "forward_pre", "backward", "backward_pre")
+    getattr(_of_all, f"_global_{name}_hooks", {}) for name in ("forward", "forward_pre", "backward", "backward_pre")
 ]
-_OF_ALL_OPTIMIZERS = [getattr(_optimizer, f"_global_optimizer_{name}_hooks", {}) for name in ("pre", "post")]
+_OF_ALL_OPTIMIZERS = [getattr(_of_optimizers, f"_global_optimizer_{name}_hooks", {}) for name in ("pre", "post")]
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_IMPLEMENTATIONS = ("_compiled_call_impl", "_wrapped_call_impl")
+_HOOKS_ON_ALL = tuple(f"_global{name}" for name in _HOOKS)
+
+
+def names_are_there() -> bool:
+    """
+    :return: whether this PyTorch has all the names that `is_listened_to` looks at
+    """
+    module = nn.Module()
+    return (
+        all(name in vars(module) for name in _HOOKS)
+        and all(hasattr(module, name) for name in _IMPLEMENTATIONS)
+        and all(hasattr(_of_all, name) for name in _HOOKS_ON_ALL)
+    )
+
+
+_NAMES_ARE_THERE = names_are_there()
+
+
+def is_listened_to(*modules: nn.Module) -> bool:
+    """
+    :param modules: some layers or networks
+    :return: whether calling one of them may do anything else than call the `forward` of its class: somebody has hooked
+        a function to it or to all modules, has compiled it, or has put another `forward` or `__call__` in their place
+    """
+    if (
+        not _NAMES_ARE_THERE
+        or _of_all._global_forward_hooks
+        or _of_all._global_forward_pre_hooks
+        or _of_all._global_backward_hooks
+        or _of_all._global_backward_pre_hooks
+    ):
+        return True
+    call = nn.Module._wrapped_call_impl
+    for module in modules:
+        own = module.__dict__
+        if (
+            own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or "forward" in own
+            or "_compiled_call_impl" in own
+            or type(module).__call__ is not call
+        ):
+            return True
+    return False

@@ -13,7 +13,7 @@ def one_thread() -> None:
     th.set_num_threads(1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of each compiled function that is called on a model; those of a rehearsal are not counted."""
     from sb3_simple_ddpg import compiled

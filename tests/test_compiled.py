@@ -1,6 +1,7 @@
 """Compiled updates give the plain path's weights, and follow whatever changes between two calls. Not here: speed."""
 
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_simple_ddpg import SimpleDDPG, compiled
+from sb3_simple_ddpg import SimpleDDPG, compiled, compiler
+from tests.differential import no_waiting
 from tests.environments import Bandit
 
 # Compiling takes seconds; later runs on the same machine find PyTorch's cache on disk.
@@ -65,29 +67,28 @@ def difference(ours: SimpleDDPG, theirs: SimpleDDPG) -> float:
     return max((state[name] - other[name]).abs().max().item() for name in state)
 
 
-def train_both(plain: SimpleDDPG, fast: SimpleDDPG, updates: int, batch_size: int = 64) -> int:
-    """
-    The same batches for both.
+@pytest.fixture(autouse=True)
+def without_waiting() -> Iterator[None]:
+    """A second function is compiled at once."""
+    with no_waiting():
+        yield
 
-    :return: how many of the updates ran as compiled code
-    """
-    calls = 0
-    np.random.seed(updates)
-    plain.train(updates, batch_size)
-    np.random.seed(updates)
-    updater = fast._compiled_updates()
-    step = updater.step
 
-    def counted(batch: Any) -> Any:
-        nonlocal calls
-        statistics = step(batch)
-        calls += statistics is not None
-        return statistics
+@pytest.fixture
+def train_both(compiled_calls: list[str]) -> Callable[..., int]:
+    def train(plain: SimpleDDPG, fast: SimpleDDPG, updates: int, batch_size: int = 64) -> int:
+        """
+        The same batches for both.
 
-    updater.step = counted
-    fast.train(updates, batch_size)
-    updater.step = step
-    return calls
+        :return: how many of the updates ran as compiled code
+        """
+        for model in (plain, fast):
+            compiled_calls.clear()
+            np.random.seed(updates)
+            model.train(updates, batch_size)
+        return len(compiled_calls)
+
+    return train
 
 
 @pytest.mark.parametrize(
@@ -135,41 +136,41 @@ def train_both(plain: SimpleDDPG, fast: SimpleDDPG, updates: int, batch_size: in
     ],
     ids=["adam-default-eps", "adam", "sgd", "adamw", "clipped", "n-step", "normalized", "cnn", "cnn-shared", "dict"],
 )
-def test_compiled_updates_give_the_plain_path_s_weights(env: Any, settings: dict[str, Any]):
+def test_compiled_updates_give_the_plain_path_s_weights(env: Any, settings: dict[str, Any], train_both):
     plain, fast = make_pair(env, **settings)
     default_eps = plain.actor.optimizer.defaults.get("eps") == 1e-8
     for updates, tolerance in TOLERANCES[:2] if default_eps else TOLERANCES:
-        assert train_both(plain, fast, updates) == updates, fast._compiled_updates().failure
+        assert train_both(plain, fast, updates) == updates, fast._compiled.failure
         assert difference(plain, fast) < tolerance
         for name in ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation"):
             expected = plain.logger.name_to_value[f"train/{name}"]
             assert fast.logger.name_to_value[f"train/{name}"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_settings_may_change_between_two_calls_without_compiling_again():
+def test_settings_may_change_between_two_calls_without_compiling_again(train_both):
     plain, fast = make_pair()
     assert train_both(plain, fast, 2) == 2
-    compiled_functions = len(fast._compiled_updates()._functions)
+    compiled_functions = len(fast._compiled._functions)
     for model in (plain, fast):
         model.tau, model.gamma = 0.3, 0.5
         model.lr_schedule = lambda progress: 3e-3
     assert train_both(plain, fast, 5) == 5
     assert difference(plain, fast) < 1e-6
-    assert len(fast._compiled_updates()._functions) == compiled_functions
+    assert len(fast._compiled._functions) == compiled_functions
     before = [weight.clone() for weight in fast.critic_target.parameters()]
     fast.tau = 0.0
     fast.train(1, 32)
     assert all(map(th.equal, before, fast.critic_target.parameters()))
 
 
-def test_another_batch_size_gives_the_right_result():
+def test_another_batch_size_gives_the_right_result(train_both):
     plain, fast = make_pair()
     for batch_size in (32, 7, 32):
         assert train_both(plain, fast, 3, batch_size) == 3
         assert difference(plain, fast) < 1e-6
 
 
-def test_weights_and_optimizer_states_set_from_outside_are_followed():
+def test_weights_and_optimizer_states_set_from_outside_are_followed(train_both):
     plain, fast = make_pair()
     other, _ = make_pair()
     train_both(plain, fast, 3)
@@ -180,7 +181,7 @@ def test_weights_and_optimizer_states_set_from_outside_are_followed():
     assert difference(plain, fast) < 1e-6
 
 
-def test_compiled_model_is_saved_loaded_and_converted(tmp_path):
+def test_compiled_model_is_saved_loaded_and_converted(tmp_path, train_both):
     plain, fast = make_pair(action_noise=None)
     train_both(plain, fast, 3)
     fast.save(tmp_path / "model")
@@ -204,57 +205,143 @@ def test_learning_compiled_equals_learning_plain():
             "MlpPolicy", "Pendulum-v1", seed=1, batch_size=64, compile_updates=compile_updates, policy_kwargs=SMALL
         )
         models.append(model.learn(130))
-    assert models[1]._compiled_updates()._functions
+    assert models[1]._compiled._functions
     assert difference(*models) < 1e-4
 
 
-def test_a_layer_with_modes_falls_back_and_the_log_says_why(tmp_path):
-    class Dropping(th.nn.Module):
-        def __init__(self, observation_space: gym.Space) -> None:
-            super().__init__()
-            self.features_dim = 1
-            self.drop = nn.Dropout(0.5)
+class Dropping(nn.Module):
+    """A features extractor that draws random numbers."""
 
-        def forward(self, observations: th.Tensor) -> th.Tensor:
-            return self.drop(observations.flatten(1))
+    def __init__(self, observation_space: gym.Space) -> None:
+        super().__init__()
+        self.features_dim = observation_space.shape[0]
+        self.drop = nn.Dropout(0.5)
 
-    policy_kwargs = {"net_arch": [8], "features_extractor_class": Dropping}
-    model = SimpleDDPG("MlpPolicy", Bandit(), buffer_size=100, compile_updates=True, policy_kwargs=policy_kwargs)
-    model.set_logger(configure(str(tmp_path), ["log"]))
-    model.learning_starts = 4
-    model.learn(8)
-    model.logger.close()
-    assert model._n_updates == 4
-    log = (tmp_path / "log.txt").read_text()
-    assert log.count("compile_updates=True has no effect, the plain path goes on: a layer (batch norm, dropout") == 1
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.drop(observations.flatten(1))
 
 
-def test_a_failing_compiler_falls_back_to_the_plain_path_s_weights(tmp_path, monkeypatch):
+class Normalizing(Dropping):
+    """One that keeps running statistics."""
+
+    def __init__(self, observation_space: gym.Space) -> None:
+        super().__init__(observation_space)
+        self.drop = nn.BatchNorm1d(self.features_dim)
+
+
+class Counting(Dropping):
+    """One that counts its calls, so that compiled code, which makes no call, would be another function."""
+
+    calls = 0
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.calls += 1
+        return observations / self.calls
+
+
+class Branching(Dropping):
+    """One that asks a tensor for a number, which a recorded function cannot."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations * (2.0 if observations.sum() > 0 else 3.0)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "reason"),
+    [
+        (Dropping, r"\w+.features_extractor.drop draws random numbers"),
+        (Normalizing, r"\w+.features_extractor.drop.running_mean changes in an update"),
+        (Counting, r"\w+.features_extractor changes an attribute in an update"),
+        (Branching, "DataDependentOutputException|GuardOnDataDependentSymNode"),
+    ],
+)
+def test_what_cannot_be_compiled_goes_plainly_and_a_warning_names_the_layer(tmp_path, extractor, reason, train_both):
+    kwargs = {"net_arch": [8], "features_extractor_class": extractor}
+    plain, fast = make_pair(policy_kwargs=kwargs)
+    fast.set_logger(configure(str(tmp_path), ["log"]))
+    with pytest.warns(CompileWarning, match="compile_updates=True has no effect, the plain path goes on: " + reason):
+        assert train_both(plain, fast, 3) == 0
+    assert train_both(plain, fast, 3) == 0  # and says so once
+    assert difference(plain, fast) == 0.0
+    fast.logger.close()
+    assert (tmp_path / "log.txt").read_text().count("compile_updates=True has no effect") == 1
+
+
+def test_a_failing_compiler_falls_back_to_the_plain_path_s_weights(monkeypatch, train_both):
     plain, fast = make_pair()
 
     def fail(*_: Any) -> None:
         raise RuntimeError("no C++ compiler found")
 
-    monkeypatch.setattr(compiled, "_compile", fail)
-    fast.set_logger(configure(str(tmp_path), ["log"]))
-    assert train_both(plain, fast, 3) == 0
+    monkeypatch.setattr(compiler, "compile_function", fail)
+    with pytest.warns(CompileWarning, match="RuntimeError: no C\\+\\+ compiler found"):
+        assert train_both(plain, fast, 3) == 0
     assert difference(plain, fast) == 0.0
-    fast.logger.close()
-    assert "RuntimeError: no C++ compiler found" in (tmp_path / "log.txt").read_text()
 
 
-def test_an_actor_that_cannot_be_compiled_leaves_no_half_update(monkeypatch):
+def test_an_actor_that_cannot_be_compiled_leaves_no_half_update(monkeypatch, train_both):
     """With an optimizer between two compiled functions, the second may fail: the critic must not have moved by then."""
     plain, fast = make_pair(policy_kwargs={"net_arch": [16], "optimizer_class": th.optim.SGD})
-    compile_function = compiled._compile
+    compile_function = compiler.compile_function
 
     def fail_for_the_actor(function: Any, *args: Any) -> Any:
-        if function.__name__ == "_actor_gradients":
+        if function.func is compiled._actor_gradients:
             raise RuntimeError("too hard")
         return compile_function(function, *args)
 
-    monkeypatch.setattr(compiled, "_compile", fail_for_the_actor)
-    assert train_both(plain, fast, 1) == 0
+    monkeypatch.setattr(compiler, "compile_function", fail_for_the_actor)
+    with pytest.warns(CompileWarning, match="too hard"):
+        assert train_both(plain, fast, 1) == 0
+    assert difference(plain, fast) == 0.0
+
+
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.SGD])
+@pytest.mark.parametrize("function", [0, -1])
+def test_compiled_code_that_fails_while_it_runs_is_finished_by_the_plain_one(optimizer, function, train_both):
+    plain, fast = make_pair(policy_kwargs={"net_arch": [16], "optimizer_class": optimizer})
+    assert train_both(plain, fast, 2) == 2
+    for key, functions in fast._compiled._functions.items():
+        broken = [*functions]
+        broken[function] = broken[function]._replace(compiled=lambda _: 1 / 0)
+        fast._compiled._functions[key] = tuple(broken)
+    with pytest.warns(CompileWarning, match="ZeroDivisionError: division by zero"):
+        train_both(plain, fast, 3)
+    assert difference(plain, fast) < 1e-6
+    assert train_both(plain, fast, 3) == 0
+    assert difference(plain, fast) < 1e-6
+
+
+def test_compiled_code_that_fails_while_it_writes_is_an_error_and_no_second_half(train_both):
+    plain, fast = make_pair()
+    train_both(plain, fast, 2)
+
+    def write_and_fail(tensors: Any) -> None:
+        next(iter(fast.actor.optimizer.state.values()))["step"] += 1
+        raise ZeroDivisionError
+
+    for key, (function,) in fast._compiled._functions.items():
+        fast._compiled._functions[key] = (function._replace(compiled=write_and_fail),)
+    with pytest.raises(RuntimeError, match="failed while it wrote the new weights"):
+        fast.train(1, 64)
+
+
+def test_a_compiler_that_is_wrong_is_found_out(monkeypatch, train_both):
+    """A tenth of a percent of the actor's gradient is missing."""
+    plain, fast = make_pair(policy_kwargs=SMALL)
+    compile_function = compiler.compile_function
+
+    def wrong(function: Any, *args: Any) -> Any:
+        run = compile_function(function, *args)
+
+        def run_wrongly(leaves: Any) -> Any:
+            leaves[0].data.mul_(1 + 1e-4)
+            return run(leaves)
+
+        return run_wrongly
+
+    monkeypatch.setattr(compiler, "compile_function", wrong)
+    with pytest.warns(CompileWarning, match="the compiled update gave other numbers than the plain one in"):
+        assert train_both(plain, fast, 5) == 0
     assert difference(plain, fast) == 0.0
 
 
@@ -266,23 +353,23 @@ class ByColumns(ReplayBuffer):
         return batch._replace(observations=batch.observations.t().contiguous().t())
 
 
-def test_memory_is_read_in_the_order_in_which_it_lies():
+def test_memory_is_read_in_the_order_in_which_it_lies(train_both):
     """Compiled code does not look at strides; a batch or a weight in another order must not be read in the old one."""
     plain, fast = make_pair()
     assert train_both(plain, fast, 1) == 1
-    compiled_functions = len(fast._compiled_updates()._functions)
+    compiled_functions = len(fast._compiled._functions)
     buffer = ByColumns(500, plain.observation_space, plain.action_space)
     buffer.__dict__.update(vars(plain.replay_buffer))
     plain.replay_buffer = fast.replay_buffer = buffer
     assert train_both(plain, fast, 2) == 2
     assert difference(plain, fast) < 1e-6
-    assert len(fast._compiled_updates()._functions) == compiled_functions
+    assert len(fast._compiled._functions) == compiled_functions
 
     hidden = fast.critic.qf0[2].weight  # 32 x 32: its shape says nothing about the order
     hidden.data = hidden.data.t().contiguous().t()
     assert train_both(plain, fast, 2) == 2
     assert difference(plain, fast) < 1e-6
-    assert len(fast._compiled_updates()._functions) == compiled_functions + 1
+    assert len(fast._compiled._functions) == compiled_functions + 1
 
 
 def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
@@ -291,11 +378,11 @@ def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
     )
     model.set_logger(configure(str(tmp_path), ["log"]))
     model.learn(5)
-    assert not model._compiled_updates()._functions
+    assert not model._compiled._functions
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's compiler warns of its own internals
         model.learn(2, reset_num_timesteps=False)
-    assert model._compiled_updates().seconds > 0
+    assert model._compiled.seconds > 0
     model.logger.close()
     assert "Compiled the update" in (tmp_path / "log.txt").read_text()
 
@@ -303,7 +390,7 @@ def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
 def test_a_number_is_computed_once_and_not_for_each_weight():
     """2 ** step is a number that a tensor uses, and gets its view; what numbers alone use gets none."""
     graph = make_fx(lambda weights, step: weights * (2.0 ** (step + 1)))(th.ones(3), th.tensor(2.0))
-    compiled._compute_once(graph)
+    compiler._compute_once(graph)
     called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
     aten = th.ops.aten
     assert called == [aten.add.Tensor, aten.pow.Scalar, aten.as_strided.default, aten.mul.Tensor]
@@ -314,13 +401,13 @@ def test_a_number_is_computed_once_and_not_for_each_weight():
 def test_products_are_worded_otherwise_and_mean_the_same(inputs: int):
     bias, left, right = th.randn(20), th.randn(6, inputs), th.randn(20, inputs).t()
     # Sums of at most 9 numbers of about 1, in another order.
-    th.testing.assert_close(compiled._product_and_bias(bias, left, right), th.addmm(bias, left, right))
+    th.testing.assert_close(compiler._product_and_bias(bias, left, right), th.addmm(bias, left, right))
 
 
 def test_a_column_times_a_row_is_worded_otherwise_and_the_same():
     column, row = th.randn(6, 1), th.randn(1, 20)
-    assert th.equal(compiled._product(column, row), column @ row)  # one product of two numbers each
-    assert compiled._product(th.randn(6, 2)[:, :1], row) is NotImplemented  # lies apart in memory
+    assert th.equal(compiler._product(column, row), column @ row)  # one product of two numbers each
+    assert compiler._product(th.randn(6, 2)[:, :1], row) is NotImplemented  # lies apart in memory
 
 
 def test_a_column_of_state_and_action_is_taken_from_the_one_it_came_from():
@@ -332,7 +419,7 @@ def test_a_column_of_state_and_action_is_taken_from_the_one_it_came_from():
 
     state, action = th.tensor([[1.0, 2.0, 3.0]]), th.tensor([[4.0, 5.0]])
     graph = make_fx(columns)(state, action)
-    compiled._take_from_parts(graph)
+    compiler._take_from_parts(graph)
     assert th.ops.aten.cat.default not in {node.target for node in graph.graph.nodes}
     assert graph(state, action).tolist() == [[24.0]]  # 4 + 10 * 2
 
@@ -351,8 +438,8 @@ class ThreeThrottles(gym.Env):
         return self.observation_space.sample(), reward, ended, False, {}
 
 
-def test_stored_values_keep_their_places_with_several_actions():
+def test_stored_values_keep_their_places_with_several_actions(train_both):
     """Products with three columns are worded transposed, so the view behind each tanh must not assume rows."""
     plain, fast = make_pair(ThreeThrottles, policy_kwargs={"net_arch": [16, 16], "activation_fn": nn.Tanh})
-    assert train_both(plain, fast, 9) == 9, fast._compiled_updates().failure
+    assert train_both(plain, fast, 9) == 9, fast._compiled.failure
     assert difference(plain, fast) < 1e-6

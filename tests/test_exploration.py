@@ -3,8 +3,11 @@
 Not here: equality with SB3's noise through `learn` (test_parity.py).
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import (
@@ -163,7 +166,7 @@ def test_a_class_of_the_user_s_is_used_and_its_unknown_scale_not_logged():
     assert "train/noise_scale" not in model.logger.name_to_value
 
 
-@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("wrong", [-0.1, -1.0, float("nan"), float("inf")])
 def test_impossible_scales_are_refused(wrong: float):
     with pytest.raises(ValueError, match=f"action_noise must be a finite number of at least 0, got {wrong}"):
         SimpleDDPG("MlpPolicy", Bandit(), action_noise=wrong)
@@ -173,6 +176,27 @@ def test_impossible_scales_are_refused(wrong: float):
 def test_what_is_no_noise_is_refused(wrong: object):
     with pytest.raises(TypeError, match="action_noise must be a standard deviation"):
         SimpleDDPG("MlpPolicy", Bandit(), action_noise=wrong)
+
+
+@pytest.mark.parametrize(
+    "nothing", [-0.0, np.float32(-0.0), np.float64(-0.0), lambda progress: -0.0, OrnsteinUhlenbeck(-0.0)]
+)
+def test_minus_zero_is_zero(nothing: object):
+    noise = make_action_noise(nothing, (2,), 1)
+    assert not noise().any()
+    assert str(noise_scale(noise)) == "0.0"
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.array(0.5), th.tensor(0.5)])
+def test_numbers_of_numpy_and_pytorch_become_python_s(number: Any):
+    noise = make_action_noise(lambda progress: number, (2,), 1)
+    assert type(noise.scale) is float
+    assert noise.scale == 0.5
+    assert type(OrnsteinUhlenbeck(number).sigma) is float
+    assert OrnsteinUhlenbeck(number) == OrnsteinUhlenbeck(0.5)
+    if isinstance(number, np.floating):
+        assert make_action_noise(number, (2,), 1).scale == 0.5
+        assert make_action_noise(np.int64(1), (2,), 1).scale == 1.0
 
 
 def test_negative_description_is_refused():

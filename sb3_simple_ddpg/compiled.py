@@ -7,7 +7,7 @@ optimizer states, learning rates, tau, discounts and the numbers of Adam are inp
 updates is taken up. What cannot be an input is looked at before each update (`networks.py`).
 
 Before a function is used, it makes one update of a copy of the model, and the plain path one of another copy
-(`rehearsal.py`). It is used if both come out the same. Otherwise the plain path goes on, and a `CompileWarning` says why.
+(`rehearsal.py`). It is used if both come out the same. Otherwise the plain path goes on; a `CompileWarning` says why.
 """
 
 import math
@@ -332,8 +332,8 @@ class _Inputs:
 
 class _AdamNumbers:
     """
-    What Adam needs beside tensors, one row a weight, worked out in float64 as PyTorch's own Adam does: powers of beta in
-    float32 are wrong in the fourth digit after 20 updates.
+    What Adam needs beside tensors, one row a weight, worked out in float64 as PyTorch's own Adam does: powers of beta
+    in float32 are wrong in the fourth digit after 20 updates.
     """
 
     def __init__(self, optimizers: tuple[th.optim.Optimizer, ...], learning: list[Tensors], device: th.device) -> None:
@@ -396,8 +396,8 @@ def _adam_numbers(group: dict[str, Any], step: float) -> tuple[float, ...]:
             rate / (1.0 - beta1**step), _LARGEST
         ),  # float32 has none that is larger; it is found where it moves a weight
         1.0 / math.sqrt(1.0 - beta2**step),
-        # Averages of a unit that died shrink for ever, and the processor computes slowly with numbers below 1e-38. Added
-        # and taken away again, this leaves 0 of numbers below 1e-37, and moves no other by more than that.
+        # Averages of a unit that died shrink for ever, and the processor computes slowly with numbers below 1e-38.
+        # Added and taken away again, this leaves 0 of numbers below 1e-37, and moves no other by more than that.
         1e-30 if group["eps"] >= 1e-15 else 0.0,
     )
 

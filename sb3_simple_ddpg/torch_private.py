@@ -86,8 +86,8 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
         return parts[-1]
 
     # To check the layout of 70 tensors takes as long as a product of a small network; the caller has checked it. The
-    # pattern matcher of PyTorch 2.13 drops what its patterns do not name: `alpha` of a sum behind a product, the dimension
-    # of a softmax in attention. Nothing is slower without it here.
+    # pattern matcher of PyTorch 2.13 drops what its patterns do not name: `alpha` of a sum behind a product, the
+    # dimension of a softmax in attention. Nothing is slower without it here.
     options = {"cpp_wrapper": True, "memory_planning": True, "size_asserts": False, "pattern_matcher": False}
     with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
         whole: Any = compile_fx(graph, inputs, inner_compile=compile_part, config_patches=options)

@@ -17,8 +17,8 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_simple_ddpg import SimpleDDPG, compiled, compiler
+from sb3_simple_ddpg.checks import CompileWarning
 from tests.differential import no_waiting
-from tests.environments import Bandit
 
 # Compiling takes seconds; later runs on the same machine find PyTorch's cache on disk.
 pytestmark = pytest.mark.slow

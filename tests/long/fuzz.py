@@ -1,8 +1,7 @@
 """Draw settings for as long as told, and hold compiled updates to the plain path, and the plain path to SB3's DDPG.
 
-Not here: what is drawn and compared (`tests/differential.py`). `make fuzz MINUTES=10 SEED=0`; several seeds may run side by
-side.
-It ends at the first difference, which it prints with the setting.
+Not here: what is drawn and compared (`tests/differential.py`). Two seeds may run side by side. It ends at the first
+difference, which it prints with the setting.
 """
 
 import argparse

@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# The oldest stable-baselines3 that pyproject.toml admits.
+# The oldest stable-baselines3, torch and gymnasium that pyproject.toml admits.
 OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+OLDEST_GYMNASIUM := $(shell sed -n 's/.*"gymnasium\[classic-control\]>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest
+.PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest test-oldest
 .PHONY: crash-test soak docs notebooks agents study
 .PHONY: lint format typecheck benchmark dist clean
 
@@ -62,6 +64,17 @@ test-sb3-oldest test-sb3-newest: test-sb3-%:
 		"stable-baselines3$(SB3)" "sb3-contrib$(SB3)" -e ".[test]"
 	.venv-sb3-$*/bin/python -m pytest $(PYTEST_ARGS)
 
+# The tests with the oldest torch and gymnasium that pyproject.toml admits, by hand: CI does not run it, since an older
+# torch may be the large build with CUDA, several GB. An older gymnasium needs box2d-py, which pip compiles, with the
+# swig of the environment; pygame, which it needs too, warns of setuptools before 82.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	grep -viE '^(torch|gymnasium)==' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install -q --upgrade "setuptools>=82" "swig==4.*"
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" .venv-oldest/bin/python -m pip install -q --upgrade --no-build-isolation \
+		-c .venv-oldest/constraints.txt "torch==$(OLDEST_TORCH)" "gymnasium==$(OLDEST_GYMNASIUM)" -e ".[test]"
+	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
+
 # The site, into docs/_build/html, without the network; a warning is an error.
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m sphinx -a -E -W --keep-going -q -b html docs docs/_build/html
@@ -92,7 +105,8 @@ dist: $(VENV)/installed-release
 		&& cd "$$folder" && venv/bin/simple-ddpg train --timesteps 500
 
 clean:
-	rm -rf $(VENV) .venv-sb3-* build dist docs/_build docs/tutorials *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-sb3-* .venv-oldest build dist docs/_build docs/tutorials *.egg-info .coverage \
+		.mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 Tensors: TypeAlias = list[th.Tensor]
+Compiled: TypeAlias = Callable[[Tensors], Any]
 Named: TypeAlias = dict[str, th.Tensor]
 New: TypeAlias = dict[str, tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]]  # see `_adam_step`
 
@@ -67,11 +68,11 @@ class CompiledUpdates:
     def __init__(self) -> None:
         self.seconds = 0.0  # spent compiling
         self.failure: str | None = None  # why the last update was a plain one, where somebody has to be told
-        self._functions: OrderedDict[object, tuple[_Function, ...]] = OrderedDict()
+        self._functions: OrderedDict[object, tuple[Compiled, ...]] = OrderedDict()
         self._unsuitable: dict[object, str] = {}
         self._disagreements: Counter[object] = Counter()
         self._waited: Counter[object] = Counter()
-        self._learning: dict[object, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        self._learning: dict[object, list[list[str]]] = {}
         self._inputs: _Inputs | None = None
         self._told: set[str] = set()
 
@@ -125,7 +126,7 @@ class CompiledUpdates:
 
     def _compile_when_it_pays(
         self, model: "SimpleDDPG", inputs: "_Inputs", batch: ReplayBufferSamples, key: object
-    ) -> "tuple[_Function, ...] | None":
+    ) -> tuple[Compiled, ...] | None:
         if key in self._unsuitable:
             self._go_plainly(model, self._unsuitable[key])
             return None
@@ -152,10 +153,13 @@ class CompiledUpdates:
             self._functions.popitem(last=False)
         return functions
 
-    def _compile(self, model: "SimpleDDPG", inputs: "_Inputs", batch: ReplayBufferSamples) -> "tuple[_Function, ...]":
+    def _compile(self, model: "SimpleDDPG", inputs: "_Inputs", batch: ReplayBufferSamples) -> tuple[Compiled, ...]:
         rehearsal = Rehearsal(model, batch)
         fast = rehearsal.fast
-        fast_inputs = _Inputs(fast, fast._networks.look_closely(fast), rehearsal.learning)
+        fast_inputs = _Inputs(fast, fast._networks.look_closely(fast), rehearsal.learning, inputs.kind.whole)
+        if fast_inputs.layout != inputs.layout or fast_inputs.kind.whole != inputs.kind.whole:
+            # Compiled code does not look at the layout again, and would read and write beside the tensors.
+            raise Unsuitable("weights or optimizer states lie in memory in an order that a copy does not have")
         started = time.perf_counter()
         # PyTorch's compiler warns of PyTorch's own parts.
         with warnings.catch_warnings(action="ignore"), rehearsal.streams_kept():
@@ -181,13 +185,6 @@ class CompiledUpdates:
         return model._update
 
 
-class _Function(NamedTuple):
-    """A function of tensors and what it was compiled from."""
-
-    compiled: Callable[[Tensors], Any]
-    plain: Callable[..., Any]
-
-
 class _Inputs:
     """
     The tensors that compiled code takes, all but those of the batch: the model's own, so that new values are followed.
@@ -195,9 +192,12 @@ class _Inputs:
     :param model: the algorithm
     :param networks: its networks of now
     :param learning: names of the weights that have a gradient, of actor and critic
+    :param may_be_whole: False: losses and gradients alone, whatever the optimizers are
     """
 
-    def __init__(self, model: "SimpleDDPG", networks: Networks, learning: tuple[tuple[str, ...], ...]) -> None:
+    def __init__(
+        self, model: "SimpleDDPG", networks: Networks, learning: list[list[str]], may_be_whole: bool = True
+    ) -> None:
         roots = [getattr(model, role) for role in ROLES]
         self.named = tuple(dict([*root.named_parameters(), *root.named_buffers()]) for root in roots)
         self.optimizers = model.actor.optimizer, model.critic.optimizer
@@ -207,7 +207,8 @@ class _Inputs:
         self._groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self._group_sizes = [len(group["params"]) for group in self._groups]
         self._states = _states(self.optimizers)
-        self._whole = whole = _adams_are_plain(model)
+        self._whole = _adams_are_plain(model)
+        whole = self._whole and may_be_whole
         of_optimizer = {weight for group in self._groups for weight in group["params"]}
         names = [
             [n for n in names if named[n] in of_optimizer] for names, named in zip(learning, self.named, strict=False)
@@ -220,7 +221,7 @@ class _Inputs:
         self.ready = not whole or all(state for own in states for state in own)
         self.moments: list[list[Tensors]] = []
         if whole and self.ready:
-            self.moments = [[[state[name] for name in _MOMENTS] for state in own] for own in states]
+            self.moments = [[[state[name] for name in _MOMENTS] for state in own if state] for own in states]
         self.leaves: Tensors = pytree.tree_leaves((self.named, self.moments))
         self._addresses = [tensor.data_ptr() for tensor in self.leaves]
         # Code that writes must not be told of one memory as two; and its numbers are of one dtype.
@@ -265,7 +266,7 @@ class _Inputs:
     def arguments(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[tuple[Any, ...], ...]:
         """What each of the functions below takes, behind the model and the names: one tuple a function."""
         actor, critic, actor_target, critic_target = self.named
-        discounts, fields = self.discounts(model, batch), batch[:5]
+        discounts, fields = self.discounts(model, batch), pytree.tree_map(th.Tensor.contiguous, tuple(batch[:5]))
         if self.numbers is None:
             return (critic, actor_target, critic_target, discounts, fields), (actor, critic, fields)
         return ((self.named, self.moments, self.numbers.of_now(), self.tau(model), discounts, fields),)
@@ -309,16 +310,21 @@ class _Inputs:
         of_actor, of_critic = self.kind.learning
         return partial(_critic_gradients, model, of_critic), partial(_actor_gradients, model, of_actor)
 
-    def compile(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[_Function, ...]:
+    def plainly(self, model: "SimpleDDPG", batch: ReplayBufferSamples, index: int) -> Any:  # noqa: ANN401 - the function's
+        """What one of the functions gives without a compiler."""
+        with th.no_grad():
+            return self.functions(model)[index](*self.arguments(model, batch)[index])
+
+    def compile(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[Compiled, ...]:
         """Both, before a weight moves, where there are two."""
         compiled = []
         for function, arguments in zip(self.functions(model), self.arguments(model, batch), strict=True):
             leaves, structure = pytree.tree_flatten(arguments)
-            compiled.append(_Function(compiler.compile_function(function, leaves, structure), function))
+            compiled.append(compiler.compile_function(function, leaves, structure))
         return tuple(compiled)
 
     def update(
-        self, model: "SimpleDDPG", functions: tuple[_Function, ...], give_up: Callable[[Exception], None]
+        self, model: "SimpleDDPG", functions: tuple[Compiled, ...], give_up: Callable[[Exception], None]
     ) -> Update:
         """
         :param model: whose tensors these are
@@ -408,7 +414,7 @@ class _WholeUpdate:
     looks_itself = True
 
     def __init__(
-        self, inputs: _Inputs, model: "SimpleDDPG", functions: tuple[_Function, ...],
+        self, inputs: _Inputs, model: "SimpleDDPG", functions: tuple[Compiled, ...],
         give_up: Callable[[Exception], None],
     ) -> None:  # fmt: skip
         self.inputs, self.model, self.functions, self.give_up = inputs, model, functions, give_up
@@ -420,10 +426,10 @@ class _WholeUpdate:
         """
         inputs, model = self.inputs, self.model
         _forget_gradients(inputs.learning)
-        (function,), (tensors,) = self.functions, inputs.tensors(model, batch)
+        (compiled,), (tensors,) = self.functions, inputs.tensors(model, batch)
         try:
             with th.no_grad():
-                statistics: th.Tensor = function.compiled(tensors)
+                statistics: th.Tensor = compiled(tensors)
         except Exception as error:
             # Weights are written last, and step counters with them: these tell whether that had begun.
             assert inputs.numbers is not None
@@ -433,7 +439,7 @@ class _WholeUpdate:
                     "the last checkpoint, and go on with compile_updates=False."
                 ) from error
             self.give_up(error)
-            statistics = function.plain(*inputs.arguments(model, batch)[0])
+            statistics = inputs.plainly(model, batch, 0)
         return statistics
 
 
@@ -441,7 +447,7 @@ class _GradientsAlone:
     """Losses and gradients compiled; clipping, the optimizers and the soft updates as they are."""
 
     def __init__(
-        self, inputs: _Inputs, model: "SimpleDDPG", functions: tuple[_Function, ...],
+        self, inputs: _Inputs, model: "SimpleDDPG", functions: tuple[Compiled, ...],
         give_up: Callable[[Exception], None],
     ) -> None:  # fmt: skip
         self.inputs, self.model, self.functions, self.give_up = inputs, model, functions, give_up
@@ -461,13 +467,13 @@ class _GradientsAlone:
         return _in_order(of_critic, of_actor)
 
     def _run(self, index: int, batch: ReplayBufferSamples) -> tuple[Tensors, th.Tensor]:
-        function, tensors = self.functions[index], self.inputs.tensors(self.model, batch)[index]
+        tensors = self.inputs.tensors(self.model, batch)[index]
         try:
             with th.no_grad():
-                return function.compiled(tensors)  # type: ignore[no-any-return]  # gradients and statistics
+                return self.functions[index](tensors)  # type: ignore[no-any-return]  # gradients and statistics
         except Exception as error:  # it has written nothing but gradients, so the update goes on from here
             self.give_up(error)
-            return function.plain(*self.inputs.arguments(self.model, batch)[index])  # type: ignore[no-any-return]  # as above
+            return self.inputs.plainly(self.model, batch, index)  # type: ignore[no-any-return]  # as above
 
     def _apply(self, optimizer: th.optim.Optimizer, weights: Tensors, learning: Tensors, gradients: Tensors) -> None:
         _forget_gradients([weights, *(group["params"] for group in optimizer.param_groups)])

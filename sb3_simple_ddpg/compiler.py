@@ -81,6 +81,8 @@ def _take_from_parts(graph: th.fx.GraphModule) -> None:
         if node.target is not th.ops.aten.slice.Tensor or len(node.args) != 4:  # no step
             continue
         whole, dim, start, end = node.args
+        while whole.target is th.ops.aten.slice.Tensor and whole.args[1:] == (0, 0, _TO_THE_END):
+            whole = whole.args[0]  # PyTorch 2.8 writes [:, 3:4] as two of them
         if dim != 1 or whole.target is not th.ops.aten.cat.default or whole.args[1:] != (1,):
             continue
         for part in whole.args[0]:
@@ -90,6 +92,9 @@ def _take_from_parts(graph: th.fx.GraphModule) -> None:
             start, end = start - width, end - width
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+_TO_THE_END = 2**63 - 1
 
 
 def _product(left: th.Tensor, right: th.Tensor) -> Any:  # noqa: ANN401 - NotImplemented is how a decomposition declines

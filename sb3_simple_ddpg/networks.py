@@ -134,7 +134,7 @@ class Networks:
         self._attribute_count = sum(map(len, self._all_attributes))
         self._attributes = [vars(module) for module in modules if type(module) not in _WITHOUT_SETTINGS]
         self._values = [*chain.from_iterable(map(dict.values, self._attributes))]
-        self._forwards = [(kind, kind.forward) for kind in dict.fromkeys(self._types)]
+        self._forwards = [(kind, getattr(kind, "forward", None)) for kind in dict.fromkeys(self._types)]
         for role, root in zip(ROLES, self._roots, strict=True):
             self.weights[role] = list(root.parameters())
             tensors = chain(root.named_parameters(), root.named_buffers())

@@ -1,17 +1,20 @@
-"""PyTorch's Adam and AdamW in their fused form, with fewer calls before the kernel: most of a small network's step.
+"""PyTorch's Adam, AdamW and SGD in their fused form, with fewer calls before Adam's kernel: most of a small one's step.
 
-Not here: another formula. The kernel, the state and its format are PyTorch's, and whatever the short way does not know
-goes PyTorch's own way.
+Not here: another formula. The kernels, the states and their format are PyTorch's, and whatever the short way does not
+know goes PyTorch's own way.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from sb3_simple_ddpg.torch_private import optimizer_is_listened_to
 
 
-class _ShortStep(th.optim.Adam):
+class _Fused(th.optim.Optimizer):
+    """Fused where that is right: PyTorch 2.13's kernels walk over memory, and mix up what lies in another order."""
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 - the closure's
         """
         :param closure: computes the loss anew
@@ -20,12 +23,47 @@ class _ShortStep(th.optim.Adam):
         if closure is None and self._is_plain():
             return self._short_step()
         # PyTorch wraps the method when it makes the first optimizer of a class, so that it calls hooks.
-        step: Any = th.optim.Adam.step
+        step: Any = self._of_pytorch.step
         if not getattr(step, "hooked", False):
             step = th.optim.Optimizer.profile_hook_step(step)
-        return step(self, closure)
+        if closure is None and self._lie_alike():
+            return step(self, closure)
+        flags = [{name: group[name] for name in ("fused", "foreach")} for group in self.param_groups]
+        for group in self.param_groups:  # a closure may give gradients of any kind
+            group.update(fused=False, foreach=False)
+        try:
+            return step(self, closure)
+        finally:
+            for group, own in zip(self.param_groups, flags, strict=True):
+                group.update(own)
 
     step.hooked = True  # type: ignore[attr-defined]  # not to be wrapped: the wrapper costs as much as the kernel
+
+    _of_pytorch: type[th.optim.Optimizer]
+
+    def _is_plain(self) -> bool:
+        return False
+
+    def _short_step(self) -> None:
+        raise NotImplementedError
+
+    def _lie_alike(self) -> bool:
+        """Whether each weight, its gradient and its state lie in memory in one order."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                tensors = [weight, weight.grad]
+                tensors += [each for each in self.state.get(weight, {}).values() if isinstance(each, th.Tensor)]
+                if not all(map(th.Tensor.is_contiguous, tensors)):
+                    order = weight.stride()
+                    if any(each.dim() and each.stride() != order for each in tensors):
+                        return False
+        return True
+
+
+class _ShortStep(_Fused):
+    _of_pytorch = th.optim.Adam  # AdamW's step too
 
     def _is_plain(self) -> bool:
         """One group of weights on the CPU, with gradients and state; no variant chosen, nobody listening."""
@@ -34,12 +72,12 @@ class _ShortStep(th.optim.Adam):
             len(self.param_groups) == 1
             and group["fused"]
             and not (group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"])
-            and not (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks)
-            and not (_global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+            and not optimizer_is_listened_to(self)
             and all(
                 weight.grad is not None and weight.is_cpu and weight.dtype is th.float32 and weight in self.state
                 for weight in group["params"]
             )
+            and self._lie_alike()
         )
 
     @th.no_grad()
@@ -70,9 +108,15 @@ class _ShortStep(th.optim.Adam):
         )
 
 
-class FusedAdam(_ShortStep):
+class FusedAdam(_ShortStep, th.optim.Adam):
     """`torch.optim.Adam(..., fused=True)`."""
 
 
 class FusedAdamW(_ShortStep, th.optim.AdamW):
     """`torch.optim.AdamW(..., fused=True)`."""
+
+
+class FusedSGD(_Fused, th.optim.SGD):
+    """`torch.optim.SGD(..., fused=True)`."""
+
+    _of_pytorch = th.optim.SGD

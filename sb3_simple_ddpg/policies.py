@@ -27,7 +27,7 @@ from torch import nn
 
 from sb3_simple_ddpg.checks import check_actions
 from sb3_simple_ddpg.layers import DenseLayers, LayersOfNow, call, only_flattens
-from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
+from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, FusedSGD
 
 
 class Actor(BasePolicy):
@@ -463,7 +463,7 @@ def _make_optimizer(
 _FUSED: dict[type[th.optim.Optimizer], type[th.optim.Optimizer]] = {
     th.optim.Adam: FusedAdam,
     th.optim.AdamW: FusedAdamW,
-    th.optim.SGD: th.optim.SGD,
+    th.optim.SGD: FusedSGD,
 }
 
 MlpPolicy = DDPGPolicy

@@ -58,7 +58,8 @@ class Rehearsal:
         networks = self.plain._networks
         before = networks.structure
         buffers = {networks.name_of(tensor): tensor.clone() for tensor in networks.buffers}
-        with self.streams_kept():
+        self.learning: list[list[str]] = [[], []]
+        with self.streams_kept(), self._learning_noted():
             states = _random_states()
             statistics = self.plain._update(self.batch())
             drawn = not _are_equal(states, _random_states())
@@ -76,17 +77,33 @@ class Rehearsal:
             bool(th.isfinite(tensor).all()) for tensor in _tensors_of(self.plain)["weights"].values()
         ):
             raise NotFinite
-        actor, critic = (
-            tuple(name for name, weight in network.named_parameters() if weight.grad is not None)
-            for network in (self.plain.actor, self.plain.critic)
-        )
-        self.learning: tuple[tuple[str, ...], tuple[str, ...]] = actor, critic
 
     def batch(self) -> ReplayBufferSamples:
         """
         :return: a copy of the batch
         """
-        return pytree.tree_map(lambda field: field.clone() if isinstance(field, th.Tensor) else field, self._batch)
+        copy: ReplayBufferSamples = pytree.tree_map(
+            lambda field: field.clone() if isinstance(field, th.Tensor) else field, self._batch
+        )
+        return copy
+
+    @contextmanager
+    def _learning_noted(self) -> Iterator[None]:
+        """Which weights have a gradient in their own network's step: a shared extractor in the actor's alone."""
+        plain, gradient_step = self.plain, self.plain._gradient_step
+        networks = [plain.actor, plain.critic]
+
+        def noted(optimizer: th.optim.Optimizer, *others: Any) -> None:  # noqa: ANN401 - a loss and weights
+            gradient_step(optimizer, *others)
+            for network, names in zip(networks, self.learning, strict=True):
+                if network.optimizer is optimizer:
+                    names += [name for name, weight in network.named_parameters() if weight.grad is not None]
+
+        plain._gradient_step = noted  # type: ignore[method-assign,assignment]  # of this copy
+        try:
+            yield
+        finally:
+            del plain._gradient_step
 
     @contextmanager
     def streams_kept(self) -> Iterator[None]:

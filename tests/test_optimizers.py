@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_simple_ddpg import SimpleDDPG, optimizers
-from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
+from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, FusedSGD
 from tests.environments import Bandit
 
 PAIRS = [(FusedAdam, th.optim.Adam), (FusedAdamW, th.optim.AdamW)]
@@ -115,3 +115,25 @@ def test_they_are_what_the_policy_makes_of_adam_unless_the_user_chose(fused, pla
     assert len(short_steps) == 2 * (6 - 1)
     kwargs["optimizer_kwargs"] = {"foreach": True}
     assert type(SimpleDDPG("MlpPolicy", Bandit(), policy_kwargs=kwargs).actor.optimizer) is plain
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD"])
+def test_weights_that_lie_in_another_order_get_the_step_of_the_unfused_optimizer(kind: str):
+    """The fused kernels of PyTorch 2.13 mix up the numbers of a weight whose `data` was transposed in memory."""
+    results = []
+    ours = {"Adam": FusedAdam, "AdamW": FusedAdamW, "SGD": FusedSGD}[kind]
+    for optimizer_class, fused in ((getattr(th.optim, kind), False), (ours, True)):
+        th.manual_seed(0)
+        weight = nn.Parameter(th.randn(4, 3))
+        momentum = {"momentum": 0.9} if kind == "SGD" else {}
+        optimizer = optimizer_class([weight], lr=0.1, fused=fused, **momentum)
+        for update in range(4):
+            if update == 2:
+                weight.data = weight.data.t().contiguous().t()
+            weight.grad = None
+            (weight * th.arange(12.0).reshape(4, 3)).sin().sum().backward()
+            optimizer.step()
+        results.append(weight.detach().clone())
+        assert optimizer.param_groups[0]["fused"] is fused
+    # Four steps in another order of roundings.
+    assert results[1] == pytest.approx(results[0], abs=1e-6)

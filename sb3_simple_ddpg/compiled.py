@@ -10,12 +10,11 @@ Before a function is used, it makes one update of a copy of the model, and the p
 (`rehearsal.py`). It is used if both come out the same. Otherwise the plain path goes on; a `CompileWarning` says why.
 """
 
-import math
 import operator
 import time
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -48,7 +47,6 @@ MOST_FUNCTIONS = 4
 PATIENCE = 1000
 #: Two ways to compute the same may disagree in one batch, where a ReLU is at its corner. So many are tried.
 TRIES = 3
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class _Kind(NamedTuple):
@@ -223,17 +221,20 @@ class _Inputs:
         if whole and self.ready:
             self.moments = [[[state[name] for name in _MOMENTS] for state in own if state] for own in states]
         self.leaves: Tensors = pytree.tree_leaves((self.named, self.moments))
-        self._addresses = [tensor.data_ptr() for tensor in self.leaves]
         # Code that writes must not be told of one memory as two; and its numbers are of one dtype.
         places = [tensor.untyped_storage().data_ptr() for tensor in self.leaves if tensor.numel()]
         dtypes = {tensor.dtype for tensor in self.leaves if tensor.is_floating_point()}
         if whole and self.ready and (len({*places}) < len(places) or dtypes != {th.float32}):
             whole, self.moments = False, []
             self.leaves = pytree.tree_leaves(self.named)
-            self._addresses = [tensor.data_ptr() for tensor in self.leaves]
+        place = {weight: index for index, group in enumerate(self._groups) for weight in group["params"]}
+        places = [place[weight] for own in self.learning for weight in own]
         self.kind = _Kind(networks.structure, (tuple(names[0]), tuple(names[1])), whole)
         self.layout = _Layout(self.leaves)
-        self.numbers = _AdamNumbers(self.optimizers, self.learning, model.device) if whole and self.ready else None
+        self.numbers = _AdamNumbers(self._groups, places, model.device) if whole and self.ready else None
+        # Who moves weights to another place may store them in another order there.
+        self._placed: Tensors = pytree.tree_leaves(self.named)
+        self._addresses = list(map(th.Tensor.data_ptr, self._placed))
         self._leaves_of_networks = [list(named.values()) for named in self.named]
         self._constants: dict[str, tuple[float, th.Tensor]] = {}
 
@@ -259,7 +260,7 @@ class _Inputs:
             and len(states) == len(self._states)
             and all(map(operator.is_, states, self._states))
             and list(map(_learns, self._main_weights)) == self._frozen
-            and list(map(th.Tensor.data_ptr, self.leaves)) == self._addresses
+            and list(map(th.Tensor.data_ptr, self._placed)) == self._addresses
             and _adams_are_plain(model) == self._whole
         )
 
@@ -269,7 +270,8 @@ class _Inputs:
         discounts, fields = self.discounts(model, batch), pytree.tree_map(th.Tensor.contiguous, tuple(batch[:5]))
         if self.numbers is None:
             return (critic, actor_target, critic_target, discounts, fields), (actor, critic, fields)
-        return ((self.named, self.moments, self.numbers.of_now(), self.tau(model), discounts, fields),)
+        numbers, written = self.numbers.of_now(), self.numbers.written
+        return ((self.named, self.moments, numbers, written, self.tau(model), discounts, fields),)
 
     def tensors(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[Tensors, ...]:
         """The tensors of `arguments`, in its order, without walking through it: that takes as long as the update."""
@@ -281,7 +283,8 @@ class _Inputs:
         if self.numbers is None:
             actor, critic, actor_target, critic_target = self._leaves_of_networks
             return [*critic, *actor_target, *critic_target, discounts, *fields], [*actor, *critic, *fields]
-        return ([*self.leaves, self.numbers.of_now(), self.tau(model), discounts, *fields],)
+        numbers, written = self.numbers.of_now(), self.numbers.written
+        return ([*self.leaves, numbers, written, self.tau(model), discounts, *fields],)
 
     def discounts(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> th.Tensor:
         """Of n-step returns each transition has its own."""
@@ -306,7 +309,7 @@ class _Inputs:
     def functions(self, model: "SimpleDDPG") -> tuple[Callable[..., Any], ...]:
         """In the order of `arguments`."""
         if self.kind.whole:
-            return (partial(_whole_update, model, self.kind.learning),)
+            return (partial(_whole_update, model, self.kind),)
         of_actor, of_critic = self.kind.learning
         return partial(_critic_gradients, model, of_critic), partial(_actor_gradients, model, of_actor)
 
@@ -338,73 +341,52 @@ class _Inputs:
 
 class _AdamNumbers:
     """
-    What Adam needs beside tensors, one row a weight, worked out in float64 as PyTorch's own Adam does: powers of beta
-    in float32 are wrong in the fourth digit after 20 updates.
+    The settings of Adam as they are now, one row for each weight that learns, in float64 as PyTorch computes with them.
+
+    :param groups: all groups of weights of the optimizers
+    :param places: of each weight that learns, the place of its group among them
+    :param device: of the weights
     """
 
-    def __init__(self, optimizers: tuple[th.optim.Optimizer, ...], learning: list[Tensors], device: th.device) -> None:
-        self._device = device
-        rows = [(optimizer, weight) for optimizer, own in zip(optimizers, learning, strict=True) for weight in own]
-        self._array = np.zeros((len(rows), len(_NUMBERS)), np.float32)
+    def __init__(self, groups: list[dict[str, Any]], places: list[int], device: th.device) -> None:
+        self._groups, self._places, self._device = groups, places, device
+        self._known: list[tuple[Any, ...]] = []
+        self._array = np.zeros((len(places), 8))
         self._tensor = th.from_numpy(self._array)
-        self._counts: dict[int, list[float]] = {}  # of each group, when the numbers were made
-        self._groups: list[tuple[dict[str, Any], Any, Tensors]] = []
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                own = {*group["params"]}
-                places = [place for place, (_, weight) in enumerate(rows) if weight in own]
-                steps = [optimizer.state[rows[place][1]]["step"] for place in places]
-                if not places:
-                    continue
-                together = places == [*range(places[0], places[-1] + 1)]
-                self._groups.append((group, slice(places[0], places[-1] + 1) if together else places, steps))
+        #: Another number once compiled code has begun to write: it does so last.
+        self.written = th.zeros((), dtype=th.float64, device=device)
 
     def of_now(self) -> th.Tensor:
         """
-        :return: shape (weights, numbers), on the device; the same memory each time where that is the CPU
+        :return: shape (weights, 8), on the device; the same memory each time where that is the CPU
         """
-        for index, (group, places, steps) in enumerate(self._groups):
-            self._counts[index] = counts = [step.item() for step in steps]
-            if counts.count(counts[0]) == len(counts):
-                self._array[places] = _adam_numbers(group, counts[0] + 1)
-            else:  # some were frozen for a while
-                self._array[places] = [_adam_numbers(group, count + 1) for count in counts]
+        settings = [_ADAM_SETTINGS(group) for group in self._groups]
+        if settings != self._known:
+            self._known = settings
+            rows = np.array([_adam_numbers(*each) for each in settings])
+            self._array[:] = rows[self._places]
         return self._tensor if self._device.type == "cpu" else self._tensor.to(self._device)
 
-    def moved(self) -> bool:
-        """
-        :return: whether a step counter is another than when the numbers were made
-        """
-        return any(
-            [step.item() for step in steps] != self._counts[index] for index, (_, _, steps) in enumerate(self._groups)
-        )
 
-
-#: The columns of `_AdamNumbers`.
-_NUMBERS = (
-    "sign", "weight_decay", "shrink", "share", "beta2", "share2", "eps", "step_size", "inverse_root", "smallest",
-)  # fmt: skip
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_ADAM_SETTINGS = operator.itemgetter("lr", "betas", "weight_decay", "eps", "maximize", "decoupled_weight_decay")
 
 
-def _adam_numbers(group: dict[str, Any], step: float) -> tuple[float, ...]:
-    beta1, beta2 = map(float, group["betas"])
-    rate, weight_decay, decoupled = float(group["lr"]), group["weight_decay"], group["decoupled_weight_decay"]
+def _adam_numbers(
+    rate: float, betas: tuple[float, float], weight_decay: float, eps: float, maximize: bool, decoupled: bool
+) -> tuple[float, ...]:
+    """In the order in which `_adam_step` takes them."""
     return (
-        -1.0 if group["maximize"] else 1.0,
+        -1.0 if maximize else 1.0,
         0.0 if decoupled else weight_decay,
-        max(1.0 - rate * weight_decay, -_LARGEST) if decoupled else 1.0,
-        1.0 - beta1,
-        beta2,
-        1.0 - beta2,
-        group["eps"],
-        min(
-            rate / (1.0 - beta1**step), _LARGEST
-        ),  # float32 has none that is larger; it is found where it moves a weight
-        1.0 / math.sqrt(1.0 - beta2**step),
+        1.0 - float(rate) * weight_decay if decoupled else 1.0,
+        float(rate),
+        float(betas[0]),
+        float(betas[1]),
+        eps,
         # Averages of a unit that died shrink for ever, and the processor computes slowly with numbers below 1e-38.
         # Added and taken away again, this leaves 0 of numbers below 1e-37, and moves no other by more than that.
-        1e-30 if group["eps"] >= 1e-15 else 0.0,
+        1e-30 if eps >= 1e-15 else 0.0,
     )
 
 
@@ -427,13 +409,13 @@ class _WholeUpdate:
         inputs, model = self.inputs, self.model
         _forget_gradients(inputs.learning)
         (compiled,), (tensors,) = self.functions, inputs.tensors(model, batch)
+        assert inputs.numbers is not None
+        written = inputs.numbers.written.item()
         try:
             with th.no_grad():
                 statistics: th.Tensor = compiled(tensors)
         except Exception as error:
-            # Weights are written last, and step counters with them: these tell whether that had begun.
-            assert inputs.numbers is not None
-            if inputs.numbers.moved():
+            if inputs.numbers.written.item() != written:
                 raise RuntimeError(
                     "Compiled code failed while it wrote the new weights, which may be those of before in part: load "
                     "the last checkpoint, and go on with compile_updates=False."
@@ -485,19 +467,19 @@ class _GradientsAlone:
 
 
 def _whole_update(
-    model: "SimpleDDPG", names: tuple[tuple[str, ...], ...], networks: tuple[Named, ...],
-    moments: list[list[Tensors]], numbers: th.Tensor, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
+    model: "SimpleDDPG", kind: _Kind, networks: tuple[Named, ...], moments: list[list[Tensors]], numbers: th.Tensor,
+    written: th.Tensor, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
 ) -> th.Tensor:  # fmt: skip
-    """Both losses, their gradients, Adam and the soft updates. All that is new is looked at before it is written."""
+    """Losses, gradients, Adam and soft updates. All that is new is looked at before it is written."""
     actor, critic, actor_target, critic_target = networks
-    of_actor, of_critic = names
-    rows = numbers.unbind()
+    of_actor, of_critic = kind.learning
+    count = len(of_actor)
     gradients, critic_statistics = _critic_gradients(
         model, of_critic, critic, actor_target, critic_target, discounts, batch
     )
-    new_critic = _adam_step(critic, of_critic, gradients, moments[1], rows[len(of_actor) :])
+    new_critic = _adam_step(critic, of_critic, gradients, moments[1], numbers[count:])
     gradients, actor_statistics = _actor_gradients(model, of_actor, actor, {**critic, **_first(new_critic)}, batch)
-    new_actor = _adam_step(actor, of_actor, gradients, moments[0], rows[: len(of_actor)])
+    new_actor = _adam_step(actor, of_actor, gradients, moments[0], numbers[:count])
 
     critic_found = _found(critic_statistics[0], new_critic)
     actor_found = _found(actor_statistics[0], new_actor)
@@ -516,6 +498,7 @@ def _whole_update(
                 old.copy_(th.where(found, old, now))
         for old, now in zip(targets, moved, strict=True):
             old.copy_(th.where(found, old, now))
+    written.add_(th.where(found, 1.0, 2.0))
     return statistics
 
 
@@ -563,16 +546,25 @@ def _gradients(loss: th.Tensor, learning: Named) -> Tensors:
 
 
 def _adam_step(
-    weights: Named, names: tuple[str, ...], gradients: Tensors, moments: list[Tensors], numbers: Sequence[th.Tensor]
+    weights: Named, names: tuple[str, ...], gradients: Tensors, moments: list[Tensors], numbers: th.Tensor
 ) -> New:
     """
     Kingma & Ba 2015, Algorithm 1, and the weight decay of PyTorch's Adam and AdamW.
 
+    Both corrections of the bias are worked out in float64, as PyTorch does: in float32 they are wrong in the fourth
+    digit after 20 updates.
+
     :return: new weight, first moment, second moment and step counter, by name; nothing is written
     """
+    if not names:
+        return {}
+    steps = th.stack([step for _, _, step in moments]).double() + 1
+    rates, beta1, beta2 = numbers[:, 3], numbers[:, 4], numbers[:, 5]
+    corrected = rates / (1 - beta1**steps), (1 - beta2**steps).rsqrt(), 1 - beta1, 1 - beta2
+    rows = compiler.stored(th.cat([numbers, th.stack(corrected, dim=1)], dim=1).float())
     new = {}
-    for name, gradient, (mean, square, step), row in zip(names, gradients, moments, numbers, strict=True):
-        sign, weight_decay, shrink, share, beta2, share2, eps, step_size, inverse_root, smallest = row.unbind()
+    for name, gradient, (mean, square, step), row in zip(names, gradients, moments, rows.unbind(), strict=True):
+        sign, weight_decay, shrink, _, _, beta2, eps, smallest, step_size, inverse_root, share, share2 = row.unbind()
         weight = weights[name]
         slope = sign * gradient + weight_decay * weight
         new_mean = (mean + share * (slope - mean) + smallest) - smallest

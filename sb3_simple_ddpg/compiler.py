@@ -46,6 +46,14 @@ def compile_function(
     return lambda leaves: pytree.tree_unflatten(run(leaves), structure_of_result)
 
 
+def stored(values: th.Tensor) -> th.Tensor:
+    """
+    :param values: anything
+    :return: the same behind a view, for which the compiler stores it instead of computing it wherever it is used
+    """
+    return values.as_strided(values.shape, values.stride())
+
+
 def _refuse_random_numbers(graph: th.fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if th.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):

@@ -12,8 +12,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch as th
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
+from sb3_simple_ddpg import torch_private
 from sb3_simple_ddpg.layers import DenseLayers
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 ROLES = ("actor", "critic", "actor_target", "critic_target")
 #: Layers whose result depends on their weights and hooks alone, whatever is written into their attributes.
-_WITHOUT_SETTINGS = frozenset({nn.Linear, nn.ReLU, nn.Tanh, nn.Sequential, DenseLayers})
+_WITHOUT_SETTINGS = frozenset({nn.Linear, nn.ReLU, nn.Tanh, nn.Sequential, DenseLayers, FlattenExtractor})
 
 
 class Networks:
@@ -29,13 +31,14 @@ class Networks:
     Weights of a model's four networks, listed anew whenever they are others. It keeps nothing of the model itself, so a
     copy of a model starts with an empty list of its own.
 
-    `weights[role]` are a network's parameters, `statistics[role]` the running statistics of its batch norm layers (what
-    SB3 copies to the targets: tensors with "running_" in their name), `buffers` all tensors that are not learned.
+    `weights[role]` are a network's parameters, `statistics` the running statistics of batch norm in the main networks
+    (what SB3 copies to the targets: tensors with "running_" in their name), `buffers` all tensors that are not learned.
     """
 
     def __init__(self) -> None:
         self.weights: dict[str, list[th.Tensor]] = {}
-        self.statistics: dict[str, list[th.Tensor]] = {}
+        self.statistics: list[th.Tensor] = []
+        self.statistics_of_targets: list[th.Tensor] = []
         self.buffers: list[th.Tensor] = []
         #: Layers by name, as in "actor.mu.0".
         self.modules: dict[str, nn.Module] = {}
@@ -48,6 +51,7 @@ class Networks:
         self._all: list[nn.Module] = []
         self._main_weights: list[th.Tensor] = []
         self._other_forward = ""
+        self._hooks_seen, self._hooked = -1, ""
         self._roots: list[nn.Module] = []
         self._dicts: list[dict[str, Any]] = []
         self._filled: list[dict[str, Any]] = []
@@ -101,11 +105,14 @@ class Networks:
         :return: name of a layer or learning weight that somebody listens to, or of a layer that has been given another
             `forward`; empty when there is none
         """
-        if any(chain.from_iterable(map(_hooks, self._all_attributes))):
-            return next(name for name, module in self.modules.items() if any(_hooks(vars(module))))
-        if any(chain.from_iterable(map(_gradient_hooks, self._main_weights))):
-            return next(self.name_of(weight) for weight in self._main_weights if any(_gradient_hooks(weight)))
-        return self._other_forward
+        count = torch_private.count_of_hooks()
+        if count != self._hooks_seen or self._hooked or count < 0:
+            self._hooks_seen, self._hooked = count, ""
+            if any(chain.from_iterable(map(_hooks, self._all_attributes))):
+                self._hooked = next(name for name, module in self.modules.items() if any(_hooks(vars(module))))
+            elif any(chain.from_iterable(map(_gradient_hooks, self._main_weights))):
+                self._hooked = next(self.name_of(each) for each in self._main_weights if any(_gradient_hooks(each)))
+        return self._hooked or self._other_forward
 
     def name_of(self, tensor: th.Tensor) -> str:
         """
@@ -137,13 +144,15 @@ class Networks:
         self._forwards = [(kind, getattr(kind, "forward", None)) for kind in dict.fromkeys(self._types)]
         for role, root in zip(ROLES, self._roots, strict=True):
             self.weights[role] = list(root.parameters())
-            tensors = chain(root.named_parameters(), root.named_buffers())
-            self.statistics[role] = [tensor for name, tensor in tensors if "running_" in name]
+        actor, critic, actor_target, critic_target = self._roots
+        self.statistics = [*_running(critic), *_running(actor)]
+        self.statistics_of_targets = [*_running(critic_target), *_running(actor_target)]
         self.buffers = [tensor for root in self._roots for tensor in root.buffers()]
         self._main_weights = [*self.weights["actor"], *self.weights["critic"]]
         own = (name for name, module in self.modules.items() if "forward" in vars(module))
         self._other_forward = next(own, "")
         self.version = object()
+        self._hooks_seen = -1
         description = {name: list(_describe(module)) for name, module in self.modules.items()}
         others = [name for name, each in description.items() if not _are_same(each, self._description.get(name, []))]
         if others or len(description) != len(self._description):
@@ -155,6 +164,11 @@ _hooks = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_
 _gradient_hooks = operator.attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 #: Attributes that do not tell what a layer computes: hooks are looked at by themselves.
 _NO_SETTINGS = frozenset({"optimizer", "_modules", "_parameters", "_buffers"})
+
+
+def _running(network: nn.Module) -> list[th.Tensor]:
+    tensors = chain(network.named_parameters(), network.named_buffers())
+    return [tensor for name, tensor in tensors if "running_" in name]
 
 
 def _describe(module: nn.Module) -> Iterator[object]:

@@ -5,6 +5,7 @@ know goes PyTorch's own way.
 """
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch as th
@@ -20,8 +21,8 @@ class _Fused(th.optim.Optimizer):
         :param closure: computes the loss anew
         :return: what the closure returned
         """
-        if closure is None and self._is_plain():
-            return self._short_step()
+        if closure is None and self._is_plain() and self._short_step():
+            return None
         # PyTorch wraps the method when it makes the first optimizer of a class, so that it calls hooks.
         step: Any = self._of_pytorch.step
         if not getattr(step, "hooked", False):
@@ -44,22 +45,30 @@ class _Fused(th.optim.Optimizer):
     def _is_plain(self) -> bool:
         return False
 
-    def _short_step(self) -> None:
-        raise NotImplementedError
+    def _short_step(self) -> bool:
+        return False
 
     def _lie_alike(self) -> bool:
         """Whether each weight, its gradient and its state lie in memory in one order."""
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                tensors = [weight, weight.grad]
-                tensors += [each for each in self.state.get(weight, {}).values() if isinstance(each, th.Tensor)]
-                if not all(map(th.Tensor.is_contiguous, tensors)):
-                    order = weight.stride()
-                    if any(each.dim() and each.stride() != order for each in tensors):
-                        return False
-        return True
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        states = [self.state.get(weight, _NO_STATE) for weight in weights]
+        tensors = [*weights, *gradients, *chain.from_iterable(map(dict.values, states))]
+        if all(map(_lies_in_rows, tensors)):
+            return True
+        return all(
+            each.stride() == weight.stride()
+            for weight, gradient, state in zip(weights, gradients, states, strict=True)
+            for each in (gradient, *state.values())
+            if isinstance(each, th.Tensor) and each.dim()
+        )
+
+
+def _lies_in_rows(value: object) -> bool:
+    return not isinstance(value, th.Tensor) or value.is_contiguous()
+
+
+_NO_STATE: dict[str, Any] = {}
 
 
 class _ShortStep(_Fused):
@@ -77,15 +86,18 @@ class _ShortStep(_Fused):
                 weight.grad is not None and weight.is_cpu and weight.dtype is th.float32 and weight in self.state
                 for weight in group["params"]
             )
-            and self._lie_alike()
         )
 
     @th.no_grad()
-    def _short_step(self) -> None:
-        """What `torch.optim.Adam.step` of PyTorch 2.13 comes to."""
+    def _short_step(self) -> bool:
+        """What `torch.optim.Adam.step` of PyTorch 2.13 comes to, where all lies in memory row by row."""
         group = self.param_groups[0]
         weights = group["params"]
+        gradients = [weight.grad for weight in weights]
         states = [self.state[weight] for weight in weights]
+        means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        if not all(map(th.Tensor.is_contiguous, chain(weights, gradients, means, squares))):
+            return False
         steps = [state["step"] for state in states]
         for step in steps:
             step += 1
@@ -93,9 +105,9 @@ class _ShortStep(_Fused):
         kernel = th._fused_adamw_ if group["decoupled_weight_decay"] else th._fused_adam_
         kernel(
             weights,
-            [weight.grad for weight in weights],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            gradients,
+            means,
+            squares,
             [],
             steps,
             lr=group["lr"],
@@ -106,6 +118,7 @@ class _ShortStep(_Fused):
             amsgrad=False,
             maximize=False,
         )
+        return True
 
 
 class FusedAdam(_ShortStep, th.optim.Adam):

@@ -265,7 +265,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :param batch: B transitions (s, a, r, s', d); `batch.dones` is d, 0 where a time limit cut the episode off
         :return: what is logged of it
         """
-        weights, statistics = self._networks.weights, self._networks.statistics
+        weights = self._networks.weights
 
         # Lines 8-9: fit the critic Q(s, a) to the target y.
         discounts = self.gamma if batch.discounts is None else batch.discounts
@@ -284,8 +284,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         # Line 11: move the targets by a share of tau; running statistics of batch norm are copied.
         soft_update(weights["critic"], weights["critic_target"], self.tau)
         soft_update(weights["actor"], weights["actor_target"], self.tau)
-        for network in ("critic", "actor"):
-            soft_update(statistics[network], statistics[f"{network}_target"], 1.0)
+        soft_update(self._networks.statistics, self._networks.statistics_of_targets, 1.0)
         return _statistics(loss_q, loss_mu, q_values, targets, actions)
 
     def _plain_update(self, _batch: ReplayBufferSamples) -> Update:
@@ -335,9 +334,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         rows, count = self._guard.read(statistics)
         record = self.logger.record
         self._n_updates += count
-        if rows:
-            for name, *values in zip(_STATISTICS, *rows, strict=False):  # what the guard found stands behind them
-                record(name, values[0] if count == 1 else sum(values) / count)
+        means = rows[0] if count == 1 else [sum(values) / count for values in zip(*rows, strict=True)]
+        for name, value in zip(_STATISTICS, means, strict=False):  # what the guard found stands behind them
+            record(name, value)
         record("train/n_updates", self._n_updates, exclude="tensorboard")
         scale = noise_scale(self.action_noise)
         if scale is not None:

@@ -13,7 +13,8 @@ The compiler, seen in 2.13; whatever is missing raises, and the plain path goes 
 
 Who listens to optimizers and to all modules, seen in 2.8 and 2.13; where one is missing, nobody can:
 - `_global_optimizer_pre_hooks` and `_post_hooks` in torch.optim.optimizer, `_global_forward_hooks` and its three
-  relatives in torch.nn.modules.module.
+  relatives in torch.nn.modules.module;
+- `RemovableHandle.next_id`, a count of all registered hooks: where it is missing, they are looked for every time.
 
 What a call of a module does besides its `forward`, seen in 2.8 and 2.13; where one of these is missing, every module
 counts as listened to, and is called in PyTorch's own way:
@@ -32,6 +33,7 @@ import torch as th
 from torch import nn
 from torch.nn.modules import module as _of_all
 from torch.optim import optimizer as _of_optimizers
+from torch.utils.hooks import RemovableHandle
 
 _foreach_copy_: Any = getattr(th, "_foreach_copy_", None)
 # What PyTorch's GradScaler uses: one pass over all tensors, times one, without waiting for the device.
@@ -105,6 +107,13 @@ def optimizer_is_listened_to(optimizer: th.optim.Optimizer) -> bool:
     """
     own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     return bool(own or any(_OF_ALL_OPTIMIZERS))
+
+
+def count_of_hooks() -> int:
+    """
+    :return: of all hooks that have been registered in this process, on anything; -1 where PyTorch does not count
+    """
+    return getattr(RemovableHandle, "next_id", -1)
 
 
 def why_python_is_needed(device: th.device) -> str | None:

@@ -9,7 +9,7 @@ OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 OLDEST_GYMNASIUM := $(shell sed -n 's/.*"gymnasium\[classic-control\]>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest test-oldest
-.PHONY: crash-test soak docs notebooks agents study
+.PHONY: crash-test fuzz soak docs notebooks agents study
 .PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
@@ -29,6 +29,12 @@ benchmark: $(VENV)/installed-dev
 # Kill a training N times at random moments, resume it each time, and compare it to one that was left alone.
 crash-test: $(VENV)/installed-dev
 	$(BIN)/python -m tests.long.crash_test --kills $(or $(N),200)
+
+# Settings drawn at random: compiled updates against the plain path (SB3=1: the plain path against SB3's DDPG), for so many
+# minutes. Most of the time goes into compiling; another SEED may run beside it.
+fuzz: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.long.fuzz --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0) \
+		$(if $(SETTINGS),--settings $(SETTINGS)) $(if $(SB3),--sb3)
 
 # N timesteps in eight processes with checkpoints and evaluation: memory and open files flat, no process left.
 soak: $(VENV)/installed-dev

@@ -45,6 +45,8 @@ New: TypeAlias = dict[str, tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]]  #
 MOST_FUNCTIONS = 4
 #: Plain updates of another kind before one more function is compiled for it: about what compiling costs.
 PATIENCE = 1000
+#: Changes of layers, and of which of them are frozen, that are followed: each takes a rehearsal.
+MOST_KINDS = 30
 #: Two ways to compute the same may disagree in one batch, where a ReLU is at its corner. So many are tried.
 TRIES = 3
 
@@ -111,6 +113,9 @@ class CompiledUpdates:
         """The inputs of compiled code; None where the plain path has to go on."""
         kind = networks.structure, tuple(weight.requires_grad for weight in _main_weights(networks))
         if kind not in self._learning and kind not in self._unsuitable:
+            if len(self._learning) == MOST_KINDS:
+                self._go_plainly(model, f"layers change again and again, {networks.changed or 'one'} among them")
+                return None
             try:
                 self._learning[kind] = Rehearsal(model, batch).learning
             except NotFinite:
@@ -155,7 +160,7 @@ class CompiledUpdates:
         rehearsal = Rehearsal(model, batch)
         fast = rehearsal.fast
         fast_inputs = _Inputs(fast, fast._networks.look_closely(fast), rehearsal.learning, inputs.kind.whole)
-        if fast_inputs.layout != inputs.layout or fast_inputs.kind.whole != inputs.kind.whole:
+        if (fast_inputs.layout, fast_inputs.kind[1:]) != (inputs.layout, inputs.kind[1:]):
             # Compiled code does not look at the layout again, and would read and write beside the tensors.
             raise Unsuitable("weights or optimizer states lie in memory in an order that a copy does not have")
         started = time.perf_counter()

@@ -91,8 +91,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
     :param max_grad_norm: largest norm of each network's gradient; None: no limit
     :param stats_window_size: number of episodes in the logged means
     :param compile_updates: run the update as compiled code, about twice as fast for small networks; compiling takes 10
-        to 30 seconds the first time and needs a C++ compiler (g++); where it fails, the log says why and the plain path
-        goes on
+        to 30 seconds the first time and needs a C++ compiler (g++). It is compared with the plain update first; where
+        it cannot be compiled, or gives other numbers, a `checks.CompileWarning` says why and the plain path goes on
     :param on_non_finite: "stop": the first NaN or infinity in an observation, reward, action, loss or gradient raises
         FloatingPointError, with the weights of before that call of `train`; "skip": a batch that gives one changes
         nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,

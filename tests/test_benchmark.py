@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -424,7 +425,7 @@ def test_a_quick_run_writes_every_file_and_marks_it(plain_only, tmp_path, capsys
         (repeat,) = workload["repeats"][name]
         assert (repeat["count"], repeat["gradient_steps"]) == (4, 4)
         assert workload["competitors"][name]["peak_mib"] > 50
-        assert workload["competitors"][name]["versions"]["torch"] == th.__version__
+        assert workload["competitors"][name]["versions"]["torch"] == version("torch")
     assert "--sbx-python" in workload["competitors"][SBX]["missing"]
 
 

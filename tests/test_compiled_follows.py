@@ -226,6 +226,19 @@ def test_an_attribute_of_a_layer_is_followed(compiled_calls: list[str]):
     assert largest_difference(plain, fast) < CLOSE
 
 
+def test_a_layer_that_changes_all_the_time_goes_plainly_and_is_named(monkeypatch):
+    monkeypatch.setattr(compiled, "MOST_KINDS", 2)
+    model = make(True, policy_kwargs={"net_arch": [16], "activation_fn": Scaling})
+    for scale in (0.9, 0.8):
+        model.actor.mu[1].scale = scale
+        with warnings.catch_warnings(action="ignore", category=CompileWarning):
+            train(model, 1)
+    model._compiled._told.clear()
+    model.actor.mu[1].scale = 0.7
+    with pytest.warns(CompileWarning, match="layers change again and again, actor.mu.1 among them"):
+        train(model, 1)
+
+
 @pytest.mark.parametrize("layer", ["actor.mu.0", "critic.qf0.4", "actor.mu"])
 @pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0.1}, {"on_non_finite": "skip"}], ids=str)
 def test_frozen_weights_stay_and_the_rest_learns(layer: str, settings: dict[str, Any], compiled_calls: list[str]):

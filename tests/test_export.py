@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +276,7 @@ def test_files_say_where_they_come_from_and_name_no_path_of_this_machine(models,
     }  # fmt: skip
     assert notes["source"]["algorithm"] == "SimpleDDPG"
     assert notes["source"]["timesteps"] == 20
-    assert notes["source"]["versions"]["torch"] == th.__version__
+    assert notes["source"]["versions"]["torch"] == version("torch")
     assert load_policy(tmp_path / "policy.safetensors").source == notes["source"]
     for file in tmp_path.iterdir():
         assert b".py" not in file.read_bytes()

@@ -107,6 +107,8 @@ class CompiledUpdates:
                 return model._update
         self._functions.move_to_end(key)
         self.failure = None
+        if any(own[0].grad is not None for own in inputs.learning if own):  # an earlier update was a plain one
+            _forget_gradients(inputs.learning)
         return inputs.update(model, functions, partial(self._give_up, model, key))
 
     def _collect(self, model: "SimpleDDPG", networks: Networks, batch: ReplayBufferSamples) -> "_Inputs | None":
@@ -412,7 +414,6 @@ class _WholeUpdate:
         :return: what is logged of it, and what was found: see `guards.Update`
         """
         inputs, model = self.inputs, self.model
-        _forget_gradients(inputs.learning)
         (compiled,), (tensors,) = self.functions, inputs.tensors(model, batch)
         assert inputs.numbers is not None
         written = inputs.numbers.written.item()

@@ -57,12 +57,14 @@ class Networks:
         self._filled: list[dict[str, Any]] = []
         self._objects: list[object] = []
         self._count = -1
-        self._types: list[type] = []
+        self._types: list[type[nn.Module]] = []
         self._all_attributes: list[dict[str, Any]] = []
-        self._attribute_count = -1
-        self._attributes: list[dict[str, Any]] = []
-        self._values: list[object] = []
-        self._forwards: list[tuple[type, object]] = []
+        self._all_dicts: list[dict[str, Any]] = []
+        self._count_of_all = -1
+        self._all_filled: list[dict[str, Any]] = []
+        self._all_objects: list[object] = []
+        self._kinds: list[type[nn.Module]] = []
+        self._forwards: list[object] = []
         self._description: dict[str, list[object]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Networks":
@@ -91,11 +93,16 @@ class Networks:
         :param model: with its networks of now
         :return: itself, with the lists of now
         """
-        if self.look(model) and not (
-            all(map(operator.is_, map(type, self._all), self._types))
-            and sum(map(len, self._all_attributes)) == self._attribute_count
-            and all(map(operator.is_, chain.from_iterable(map(dict.values, self._attributes)), self._values))
-            and all(kind.forward is forward for kind, forward in self._forwards)  # type: ignore[attr-defined]  # modules
+        actor, critic, actor_target, critic_target = self._roots or (None, None, None, None)
+        if not (
+            model.actor is actor
+            and model.critic is critic
+            and model.actor_target is actor_target
+            and model.critic_target is critic_target
+            and sum(map(len, self._all_dicts)) == self._count_of_all
+            and all(map(operator.is_, chain.from_iterable(map(dict.values, self._all_filled)), self._all_objects))
+            and list(map(type, self._all)) == self._types
+            and [kind.forward for kind in self._kinds] == self._forwards
         ):
             self._list(model)
         return self
@@ -138,10 +145,13 @@ class Networks:
         self._count = sum(map(len, self._dicts))
         self._types = list(map(type, modules))
         self._all_attributes = list(map(vars, modules))
-        self._attribute_count = sum(map(len, self._all_attributes))
-        self._attributes = [vars(module) for module in modules if type(module) not in _WITHOUT_SETTINGS]
-        self._values = [*chain.from_iterable(map(dict.values, self._attributes))]
-        self._forwards = [(kind, getattr(kind, "forward", None)) for kind in dict.fromkeys(self._types)]
+        self._all_dicts = [*self._dicts, *self._all_attributes]
+        self._count_of_all = sum(map(len, self._all_dicts))
+        attributes = [vars(module) for module in modules if type(module) not in _WITHOUT_SETTINGS]
+        self._all_filled = [*self._filled, *attributes]
+        self._all_objects = [*chain.from_iterable(map(dict.values, self._all_filled))]
+        self._kinds = list(dict.fromkeys(self._types))
+        self._forwards = [kind.forward for kind in self._kinds]
         for role, root in zip(ROLES, self._roots, strict=True):
             self.weights[role] = list(root.parameters())
         actor, critic, actor_target, critic_target = self._roots

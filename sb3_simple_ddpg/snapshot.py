@@ -98,7 +98,7 @@ class Snapshot:
 
     def found(self, model: "SimpleDDPG") -> th.Tensor:
         """
-        :param model: whose weights have just moved
+        :param model: whose weights have moved
         :return: 1 if a weight of actor or critic, or a number in an optimizer's state, is not finite, else 0; of shape
             (1,), on the device
         """

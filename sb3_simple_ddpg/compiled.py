@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -229,9 +230,9 @@ class _Inputs:
             self.moments = [[[state[name] for name in _MOMENTS] for state in own if state] for own in states]
         self.leaves: Tensors = pytree.tree_leaves((self.named, self.moments))
         # Code that writes must not be told of one memory as two; and its numbers are of one dtype.
-        places = [tensor.untyped_storage().data_ptr() for tensor in self.leaves if tensor.numel()]
+        memory = [tensor.untyped_storage().data_ptr() for tensor in self.leaves if tensor.numel()]
         dtypes = {tensor.dtype for tensor in self.leaves if tensor.is_floating_point()}
-        if whole and self.ready and (len({*places}) < len(places) or dtypes != {th.float32}):
+        if whole and self.ready and (len({*memory}) < len(memory) or dtypes != {th.float32}):
             whole, self.moments = False, []
             self.leaves = pytree.tree_leaves(self.named)
         place = {weight: index for index, group in enumerate(self._groups) for weight in group["params"]}
@@ -239,9 +240,10 @@ class _Inputs:
         self.kind = _Kind(networks.structure, (tuple(names[0]), tuple(names[1])), whole)
         self.layout = _Layout(self.leaves)
         self.numbers = _AdamNumbers(self._groups, places, model.device) if whole and self.ready else None
-        # Who moves weights to another place may store them in another order there.
+        # `weight.data = ...` gives a weight another place, order or shape.
         self._placed: Tensors = pytree.tree_leaves(self.named)
         self._addresses = list(map(th.Tensor.data_ptr, self._placed))
+        self._strides, self._sizes = (list(map(of, self._placed)) for of in (th.Tensor.stride, th.Tensor.size))
         self._leaves_of_networks = [list(named.values()) for named in self.named]
         self._constants: dict[str, tuple[float, th.Tensor]] = {}
 
@@ -268,6 +270,8 @@ class _Inputs:
             and all(map(operator.is_, states, self._states))
             and list(map(_learns, self._main_weights)) == self._frozen
             and list(map(th.Tensor.data_ptr, self._placed)) == self._addresses
+            and list(map(th.Tensor.stride, self._placed)) == self._strides
+            and list(map(th.Tensor.size, self._placed)) == self._sizes
             and _adams_are_plain(model) == self._whole
         )
 
@@ -397,22 +401,27 @@ def _adam_numbers(
     )
 
 
-class _WholeUpdate:
-    """Lines 8 to 11 of Algorithm 1 as one compiled function. Nothing moves where anything is not finite."""
-
-    looks_itself = True
-
-    def __init__(
-        self, inputs: _Inputs, model: "SimpleDDPG", functions: tuple[Compiled, ...],
-        give_up: Callable[[Exception], None],
-    ) -> None:  # fmt: skip
-        self.inputs, self.model, self.functions, self.give_up = inputs, model, functions, give_up
+@dataclass
+class _CompiledUpdate:
+    inputs: _Inputs
+    model: "SimpleDDPG"
+    functions: tuple[Compiled, ...]
+    give_up: Callable[[Exception], None]
 
     def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
         """
         :param batch: B transitions
-        :return: what is logged of it, and what was found: see `guards.Update`
+        :return: what is logged of it: shape (5,), with what was found behind it (6,) where the update `looks_itself`
         """
+        raise NotImplementedError
+
+
+class _WholeUpdate(_CompiledUpdate):
+    """Lines 8 to 11 of Algorithm 1 as one compiled function. Nothing moves where anything is not finite."""
+
+    looks_itself = True
+
+    def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
         inputs, model = self.inputs, self.model
         (compiled,), (tensors,) = self.functions, inputs.tensors(model, batch)
         assert inputs.numbers is not None
@@ -431,20 +440,10 @@ class _WholeUpdate:
         return statistics
 
 
-class _GradientsAlone:
+class _GradientsAlone(_CompiledUpdate):
     """Losses and gradients compiled; clipping, the optimizers and the soft updates as they are."""
 
-    def __init__(
-        self, inputs: _Inputs, model: "SimpleDDPG", functions: tuple[Compiled, ...],
-        give_up: Callable[[Exception], None],
-    ) -> None:  # fmt: skip
-        self.inputs, self.model, self.functions, self.give_up = inputs, model, functions, give_up
-
     def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
-        """
-        :param batch: B transitions
-        :return: what is logged of it
-        """
         model, weights = self.model, self.model._networks.weights
         gradients, of_critic = self._run(0, batch)
         self._apply(model.critic.optimizer, weights["critic"], self.inputs.learning[1], gradients)

@@ -126,16 +126,6 @@ def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor, *, bet
     return (left.mm(right)[None] + bias)[0]
 
 
-def _sum(left: th.Tensor, right: Any, *, alpha: float = 1) -> Any:  # noqa: ANN401 - a tensor or a number
-    """PyTorch 2.13's compiler joins a product and a sum and forgets the sum's `alpha`: it is multiplied beforehand."""
-    return NotImplemented if alpha == 1 else left + right * alpha
-
-
-def _difference(left: th.Tensor, right: Any, *, alpha: float = 1) -> Any:  # noqa: ANN401 - a tensor or a number
-    """Likewise."""
-    return NotImplemented if alpha == 1 else left - right * alpha
-
-
 def _lerp_one_by_one(targets: Tensors, values: Tensors, shares: Tensors) -> None:
     """The compiler does not know the form for lists; it merges these into the loops of Adam."""
     for target, value, share in zip(targets, values, shares, strict=True):
@@ -146,7 +136,5 @@ def _lerp_one_by_one(targets: Tensors, values: Tensors, shares: Tensors) -> None
 WORDINGS: dict[Any, Callable[..., Any]] = {
     th.ops.aten.mm.default: _product,
     th.ops.aten.addmm.default: _product_and_bias,
-    th.ops.aten.add.Tensor: _sum,
-    th.ops.aten.sub.Tensor: _difference,
     th.ops.aten._foreach_lerp_.List: _lerp_one_by_one,
 }

@@ -9,6 +9,7 @@ with the very objects that they were made from, and compared with these, by iden
 import operator
 from collections.abc import Iterator
 from itertools import chain
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch as th
@@ -46,7 +47,7 @@ class Networks:
         self.version: object = None
         #: Another object whenever what the networks compute may be another function of their weights.
         self.structure: object = None
-        #: The layer that made `structure` another, and what about it, where it is the same layer.
+        #: The layer that made `structure` another.
         self.changed = ""
         self._all: list[nn.Module] = []
         self._main_weights: list[th.Tensor] = []
@@ -121,6 +122,18 @@ class Networks:
                 self._hooked = next(self.name_of(each) for each in self._main_weights if any(_gradient_hooks(each)))
         return self._hooked or self._other_forward
 
+    def changeable(self) -> str:
+        """
+        :return: name of an attribute that a class of the user's own may read and that can change inside, such as a
+            list or an array: that it is the same object does not tell; empty when there is none
+        """
+        for name, module in self.modules.items():
+            own_code = any(kind.__module__.split(".")[0] not in _KNOWN_PACKAGES for kind in type(module).__mro__)
+            for attribute, value in vars(module).items() if own_code else ():
+                if attribute not in _OF_BASE_CLASSES and not _is_unchangeable(value):
+                    return f"{name}.{attribute}"
+        return ""
+
     def name_of(self, tensor: th.Tensor) -> str:
         """
         :param tensor: a weight or buffer
@@ -170,10 +183,23 @@ class Networks:
             self._description, self.structure = description, object()
 
 
+_KNOWN_PACKAGES = frozenset({"torch", "stable_baselines3", "sb3_simple_ddpg", "builtins", "abc", "typing"})
+_UNCHANGEABLE = (int, float, complex, str, bytes, type, type(None), th.dtype, th.device, FunctionType)
+#: What PyTorch's, SB3's and our base classes keep, and no forward pass reads.
+_OF_BASE_CLASSES = frozenset(vars(nn.Module())) | {
+    "optimizer", "optimizer_class", "optimizer_kwargs", "features_extractor_class", "features_extractor_kwargs",
+    "net_arch", "observation_space", "action_space", "_observation_space",
+}  # fmt: skip
 _hooks = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _gradient_hooks = operator.attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 #: Attributes that do not tell what a layer computes: hooks are looked at by themselves.
 _NO_SETTINGS = frozenset({"optimizer", "_modules", "_parameters", "_buffers"})
+
+
+def _is_unchangeable(value: object) -> bool:
+    if isinstance(value, tuple | frozenset):
+        return all(map(_is_unchangeable, value))
+    return isinstance(value, _UNCHANGEABLE)
 
 
 def _running(network: nn.Module) -> list[th.Tensor]:

@@ -48,12 +48,16 @@ class Rehearsal:
 
     :param model: the algorithm
     :param batch: B transitions
-    :raises Unsuitable: when the update draws random numbers, or moves anything but weights
+    :raises Unsuitable: when the update draws random numbers, or moves anything but weights, or when a layer of the
+        user's own holds a list, an array or the like
     :raises NotFinite: when it gives no finite numbers
     """
 
     def __init__(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> None:
         self._model, self._batch = model, batch
+        changeable = model._networks.changeable()
+        if changeable:
+            raise Unsuitable(f"{changeable} could change without becoming another object, and would not be followed")
         self.plain, self.fast = _copy(model), _copy(model)
         networks = self.plain._networks
         before = networks.structure

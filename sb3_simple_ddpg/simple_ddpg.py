@@ -281,13 +281,14 @@ class SimpleDDPG(OffPolicyAlgorithm):
         loss_mu = actor_loss(self.critic(batch.observations, actions))
         self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
 
-        # Line 11: move the targets by a share of tau; running statistics of batch norm are copied.
+        # Line 11: both target networks move a share tau of the way; running statistics of batch norm are copied.
         soft_update(weights["critic"], weights["critic_target"], self.tau)
         soft_update(weights["actor"], weights["actor_target"], self.tau)
         soft_update(self._networks.statistics, self._networks.statistics_of_targets, 1.0)
         return _statistics(loss_q, loss_mu, q_values, targets, actions)
 
     def _plain_update(self, _batch: ReplayBufferSamples) -> Update:
+        """What every batch gets where nothing is compiled: `_update`, with the networks of now listed."""
         self._networks.look(self)
         return self._update
 

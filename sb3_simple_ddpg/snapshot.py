@@ -32,6 +32,9 @@ class Snapshot:
         self._looked_at: list[Any] = []
         self._kinds: list[list[th.Tensor]] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Snapshot":
+        return Snapshot()  # the views in it would be of other memory than a copy's weights
+
     def __bool__(self) -> bool:
         return self._taken
 
@@ -96,6 +99,7 @@ class Snapshot:
                 else:
                     states[key] = state
 
+    @th.no_grad()
     def found(self, model: "SimpleDDPG") -> th.Tensor:
         """
         :param model: whose weights have moved
@@ -106,8 +110,9 @@ class Snapshot:
         values = [*weights["critic"], *weights["actor"], *_state_values(optimizers)]
         if len(values) != len(self._looked_at) or not all(map(operator.is_, values, self._looked_at)):
             self._looked_at = values
-            tensors = dict.fromkeys(value for value in values if isinstance(value, th.Tensor) and value.dim())
-            floats = [each.detach() for each in tensors if each.is_floating_point() and each.device == model.device]
+            # The tensors themselves: `weight.data = ...` gives them other memory. Some may be shared.
+            tensors = dict.fromkeys(value for value in values if isinstance(value, th.Tensor))
+            floats = [each for each in tensors if each.is_floating_point() and each.device == model.device]
             kinds = dict.fromkeys(tensor.dtype for tensor in floats)
             self._kinds = [[tensor for tensor in floats if tensor.dtype == kind] for kind in kinds]
         return torch_private.found_non_finite(self._kinds, model.device)

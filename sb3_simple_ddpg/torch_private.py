@@ -78,8 +78,11 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     inputs = [tensor.detach() for tensor in inputs]
+    # The pattern matcher of PyTorch 2.13 drops what its patterns do not name: `alpha` of a sum behind a product, the
+    # dimension of a softmax in attention.
+    options = {"pattern_matcher": False}
     if inputs[0].device.type != "cpu":
-        on_device: Any = compile_fx(graph, inputs, config_patches={"triton.cudagraphs": True})
+        on_device: Any = compile_fx(graph, inputs, config_patches={**options, "triton.cudagraphs": True})
         return lambda tensors: on_device(*tensors)
     parts: list[Any] = []
 
@@ -87,10 +90,8 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
         parts.append(compile_fx_inner(*args, **kwargs))
         return parts[-1]
 
-    # To check the layout of 70 tensors takes as long as a product of a small network; the caller has checked it. The
-    # pattern matcher of PyTorch 2.13 drops what its patterns do not name: `alpha` of a sum behind a product, the
-    # dimension of a softmax in attention. Nothing is slower without it here.
-    options = {"cpp_wrapper": True, "memory_planning": True, "size_asserts": False, "pattern_matcher": False}
+    # To check the layout of 70 tensors takes as long as a product of a small network; the caller has checked it.
+    options |= {"cpp_wrapper": True, "memory_planning": True, "size_asserts": False}
     with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
         whole: Any = compile_fx(graph, inputs, inner_compile=compile_part, config_patches=options)
     # What PyTorch puts around the compiled code is for gradients and for inputs that share memory: we have neither.

@@ -308,6 +308,11 @@ def loaded_again_and_again(model: SimpleDDPG) -> None:
         model.set_parameters(parameters)
 
 
+def transposed_in_place(model: SimpleDDPG) -> None:
+    """The same memory and the same shape, read the other way."""
+    model.critic.qf0[2].weight.data = model.critic.qf0[2].weight.data.t()
+
+
 def shared_layer(model: SimpleDDPG) -> None:
     """Two layers of one network, and one of two networks, in the same memory."""
     model.actor.mu[2].weight.data = model.critic.qf0[2].weight.data
@@ -321,6 +326,7 @@ def shared_target(model: SimpleDDPG) -> None:
     "change",
     [
         clear_states, new_optimizers, new_parameter, new_parameter_that_nobody_trains, loaded_again_and_again,
+        transposed_in_place,
         shared_layer, shared_target,
     ],
     ids=lambda change: change.__name__,
@@ -400,6 +406,29 @@ def test_classes_of_the_user_s_own_are_compiled(settings: dict[str, Any], compil
     plain, fast = change_both(lambda model: None, **settings)
     assert len(compiled_calls) == 1 + 4
     assert largest_difference(plain, fast) < CLOSE
+
+
+class ScalingByAList(nn.Module):
+    """A layer whose attribute stays the same object when it changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = [1.0]
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        return self.scale[0] * th.relu(inputs)
+
+
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.checks.CompileWarning")
+def test_a_layer_that_can_change_without_being_another_object_goes_plainly():
+    def change(model: SimpleDDPG) -> None:
+        for layer in model.policy.modules():
+            if isinstance(layer, ScalingByAList):
+                layer.scale[0] = 0.5
+
+    plain, fast = change_both(change, policy_kwargs={"net_arch": [16], "activation_fn": ScalingByAList})
+    assert fast._compiled.failure.startswith("actor.mu.1.scale could change without becoming another object")
+    assert largest_difference(plain, fast) == 0.0
 
 
 def test_an_update_of_the_user_s_own_is_made_instead():

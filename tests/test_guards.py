@@ -474,3 +474,30 @@ def test_optimizer_states_of_any_kind_are_put_back():
     assert_same(snapshot(model), before)
     assert model.actor.optimizer.param_groups[0]["count"] == 10
     assert len(next(iter(model.critic.optimizer.state.values()))["written"]) == 10
+
+
+class Scaling(nn.Module):
+    """A ReLU times a number that learns, of shape ()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(th.tensor(1.0))
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        return self.factor * th.relu(inputs)
+
+
+@pytest.mark.parametrize("how", ["other memory", "copy", "number"])
+def test_a_weight_that_is_not_finite_is_seen_wherever_it_lies(how: str):
+    """SGD without momentum keeps no moments that would tell."""
+    kwargs = {"net_arch": [8], "activation_fn": Scaling, "optimizer_class": th.optim.SGD}
+    model = SimpleDDPG("MlpPolicy", Dummy(VECTOR), **settings(policy_kwargs=kwargs)).learn(20)
+    if how == "other memory":
+        model.actor.load_from_vector(model.actor.parameters_to_vector())
+    model = deepcopy(model) if how == "copy" else model
+    weight = model.actor.mu[1].factor if how == "number" else model.actor.mu[0].weight
+    before = snapshot(model)
+    weight.register_hook(lambda gradient: gradient * NAN)
+    with pytest.raises(NonFiniteError, match="The weights are those before"):
+        model.train(1, 8)
+    assert_same(snapshot(model), before)

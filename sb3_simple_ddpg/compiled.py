@@ -10,6 +10,7 @@ Before a function is used, it makes one update of a copy of the model, and the p
 (`rehearsal.py`). It is used if both come out the same. Otherwise the plain path goes on; a `CompileWarning` says why.
 """
 
+import gc
 import operator
 import time
 import warnings
@@ -17,7 +18,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Tensors: TypeAlias = list[th.Tensor]
 Compiled: TypeAlias = Callable[[Tensors], Any]
 Named: TypeAlias = dict[str, th.Tensor]
-New: TypeAlias = dict[str, tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]]  # see `_adam_step`
+Settings: TypeAlias = tuple[th.Tensor, ...]  # of one weight, see `_adam_numbers` and `_adam_settings`
 
 #: Compiled functions that a model keeps: of another batch size, or with a layer frozen, for example.
 MOST_FUNCTIONS = 4
@@ -208,11 +208,12 @@ class _Inputs:
         self.named = tuple(dict([*root.named_parameters(), *root.named_buffers()]) for root in roots)
         self.optimizers = model.actor.optimizer, model.critic.optimizer
         self._version = networks.version
-        self._main_weights = _main_weights(networks)
-        self._frozen = [weight.requires_grad for weight in self._main_weights]
         self._groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        self._group_sizes = [len(group["params"]) for group in self._groups]
-        self._states = _states(self.optimizers)
+        # Lists of groups and of their weights, states by weight, and each state: no object in them may be another.
+        self._holders = [part for optimizer in self.optimizers for part in (optimizer.param_groups, optimizer.state)]
+        self._holders += [group["params"] for group in self._groups]
+        self._holders += [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        self._held = gc.get_referents(*self._holders)
         self._whole = _adams_are_plain(model)
         whole = self._whole and may_be_whole
         of_optimizer = {weight for group in self._groups for weight in group["params"]}
@@ -243,7 +244,7 @@ class _Inputs:
         # `weight.data = ...` gives a weight another place, order or shape.
         self._placed: Tensors = pytree.tree_leaves(self.named)
         self._addresses = list(map(th.Tensor.data_ptr, self._placed))
-        self._strides, self._sizes = (list(map(of, self._placed)) for of in (th.Tensor.stride, th.Tensor.size))
+        self._have_their_layout = torch_private.layout_check(self._placed)
         self._leaves_of_networks = [list(named.values()) for named in self.named]
         self._constants: dict[str, tuple[float, th.Tensor]] = {}
 
@@ -258,20 +259,18 @@ class _Inputs:
             self._version is not networks.version
             or model.actor.optimizer is not actors
             or model.critic.optimizer is not critics
+            or actors.param_groups is not self._holders[0]
+            or actors.state is not self._holders[1]
+            or critics.param_groups is not self._holders[2]
+            or critics.state is not self._holders[3]
         ):
             return False
-        groups = [*actors.param_groups, *critics.param_groups]
-        states = _states(self.optimizers)
+        held = gc.get_referents(*self._holders)
         return (
-            len(groups) == len(self._groups)
-            and all(map(operator.is_, groups, self._groups))
-            and [len(group["params"]) for group in groups] == self._group_sizes
-            and len(states) == len(self._states)
-            and all(map(operator.is_, states, self._states))
-            and list(map(_learns, self._main_weights)) == self._frozen
+            len(held) == len(self._held)
+            and all(map(operator.is_, held, self._held))
             and list(map(th.Tensor.data_ptr, self._placed)) == self._addresses
-            and list(map(th.Tensor.stride, self._placed)) == self._strides
-            and list(map(th.Tensor.size, self._placed)) == self._sizes
+            and self._have_their_layout()
             and _adams_are_plain(model) == self._whole
         )
 
@@ -482,27 +481,32 @@ def _whole_update(
     gradients, critic_statistics = _critic_gradients(
         model, of_critic, critic, actor_target, critic_target, discounts, batch
     )
-    new_critic = _adam_step(critic, of_critic, gradients, moments[1], numbers[count:])
-    gradients, actor_statistics = _actor_gradients(model, of_actor, actor, {**critic, **_first(new_critic)}, batch)
-    new_actor = _adam_step(actor, of_actor, gradients, moments[0], numbers[:count])
+    of_critic_now = _adam_settings(moments[1], numbers[count:])
+    new_critic, largest = _new_weights(critic, of_critic, gradients, moments[1], of_critic_now)
+    critic_found = _found(critic_statistics[0], largest)
+    writes = list(zip(of_critic, gradients, moments[1], of_critic_now, strict=True))
 
-    critic_found = _found(critic_statistics[0], new_critic)
-    actor_found = _found(actor_statistics[0], new_actor)
+    gradients, actor_statistics = _actor_gradients(model, of_actor, actor, {**critic, **new_critic}, batch)
+    of_actor_now = _adam_settings(moments[0], numbers[:count])
+    new_actor, largest = _new_weights(actor, of_actor, gradients, moments[0], of_actor_now)
+    actor_found = _found(actor_statistics[0], largest)
+
     found = critic_found | actor_found
     statistics = th.cat([_in_order(critic_statistics, actor_statistics), (critic_found + 2.0 * actor_found)[None]])
     for role, main, target, new, own in (
-        ("critic", critic, critic_target, new_critic, moments[1]),
-        ("actor", actor, actor_target, new_actor, moments[0]),
+        ("critic", critic, critic_target, new_critic, writes),
+        ("actor", actor, actor_target, new_actor, zip(of_actor, gradients, moments[0], of_actor_now, strict=True)),
     ):
-        mains = [{**main, **_first(new)}[name] for name, _ in getattr(model, role).named_parameters()]
+        mains = [{**main, **new}[name] for name, _ in getattr(model, role).named_parameters()]
         targets = [target[name] for name, _ in getattr(model, f"{role}_target").named_parameters()]
         moved = [tensor.clone() for tensor in targets]
         soft_update(mains, moved, tau)
-        for (name, after), before in zip(new.items(), own, strict=True):
-            for old, now in zip((main[name], *before), after, strict=True):
-                old.copy_(th.where(found, old, now))
         for old, now in zip(targets, moved, strict=True):
             old.copy_(th.where(found, old, now))
+        for name, gradient, (mean, square, step), row in own:
+            new_mean, new_square = _new_moments(main[name], gradient, mean, square, row)
+            for old, now in ((mean, new_mean), (square, new_square), (main[name], new[name]), (step, step + 1)):
+                old.copy_(th.where(found, old, now))
     written.add_(th.where(found, 1.0, 2.0))
     return statistics
 
@@ -550,43 +554,56 @@ def _gradients(loss: th.Tensor, learning: Named) -> Tensors:
     return [gradient.contiguous() for gradient in th.autograd.grad(loss, list(learning.values()))]
 
 
-def _adam_step(
-    weights: Named, names: tuple[str, ...], gradients: Tensors, moments: list[Tensors], numbers: th.Tensor
-) -> New:
+def _adam_settings(moments: list[Tensors], numbers: th.Tensor) -> list[Settings]:
     """
-    Kingma & Ba 2015, Algorithm 1, and the weight decay of PyTorch's Adam and AdamW.
-
     Both corrections of the bias are worked out in float64, as PyTorch does: in float32 they are wrong in the fourth
     digit after 20 updates.
 
-    :return: new weight, first moment, second moment and step counter, by name; nothing is written
+    :return: for each weight, in float32, what `_new_moments` and `_new_weights` take
     """
-    if not names:
-        return {}
+    if not moments:
+        return []
     steps = th.stack([step for _, _, step in moments]).double() + 1
     rates, beta1, beta2 = numbers[:, 3], numbers[:, 4], numbers[:, 5]
     corrected = rates / (1 - beta1**steps), (1 - beta2**steps).rsqrt(), 1 - beta1, 1 - beta2
-    rows = compiler.stored(th.cat([numbers, th.stack(corrected, dim=1)], dim=1).float())
-    new = {}
-    for name, gradient, (mean, square, step), row in zip(names, gradients, moments, rows.unbind(), strict=True):
-        sign, weight_decay, shrink, _, _, beta2, eps, smallest, step_size, inverse_root, share, share2 = row.unbind()
-        weight = weights[name]
-        slope = sign * gradient + weight_decay * weight
-        new_mean = (mean + share * (slope - mean) + smallest) - smallest
-        new_square = (beta2 * square + share2 * slope * slope + smallest) - smallest
-        new_weight = shrink * weight - step_size * new_mean / (new_square.sqrt() * inverse_root + eps)
-        new[name] = new_weight, new_mean, new_square, step + 1
-    return new
+    known = [compiler.stored(column.float()).unbind() for column in corrected]
+    rows = compiler.stored(numbers.float()).unbind()
+    return [(*row.unbind(), *own) for row, own in zip(rows, zip(*known, strict=True), strict=True)]
 
 
-def _first(new: New) -> Named:
-    return {name: values[0] for name, values in new.items()}
+def _new_moments(
+    weight: th.Tensor, gradient: th.Tensor, mean: th.Tensor, square: th.Tensor, settings: Settings
+) -> tuple[th.Tensor, th.Tensor]:
+    """Kingma & Ba 2015, Algorithm 1, and the weight decay of PyTorch's Adam."""
+    sign, weight_decay, _, _, _, beta2, _, smallest, _, _, share, share2 = settings
+    slope = sign * gradient + weight_decay * weight
+    new_mean = (mean + share * (slope - mean) + smallest) - smallest
+    return new_mean, (beta2 * square + share2 * slope * slope + smallest) - smallest
 
 
-def _found(loss: th.Tensor, new: New) -> th.Tensor:
-    """Whether a loss, new weight or second moment is not finite: a gradient that is not leaves no finite moment."""
-    largest = [(weight.abs() + square).amax() for weight, _, square, _ in new.values()]  # NaN where one is NaN
-    return ~th.isfinite(th.stack([loss, *largest])).all()
+def _new_weights(
+    weights: Named, names: tuple[str, ...], gradients: Tensors, moments: list[Tensors], settings: list[Settings]
+) -> tuple[Named, Tensors]:
+    """
+    Kingma & Ba 2015, Algorithm 1, and the weight decay of PyTorch's AdamW.
+
+    The moments are thrown away here and worked out again where they are written: memory costs more than sums.
+
+    :return: new weights by name, and of each the largest number in it and its second moment, NaN where one is NaN: a
+        gradient that is not finite leaves no finite moment. Nothing is written
+    """
+    new, largest = {}, []
+    for name, gradient, (mean, square, _), own in zip(names, gradients, moments, settings, strict=True):
+        _, _, shrink, _, _, _, eps, _, step_size, inverse_root, _, _ = own
+        new_mean, new_square = _new_moments(weights[name], gradient, mean, square, own)
+        new[name] = shrink * weights[name] - step_size * new_mean / (new_square.sqrt() * inverse_root + eps)
+        largest.append((new[name].abs() + new_square).amax())
+    return new, largest
+
+
+def _found(loss: th.Tensor, largest: Tensors) -> th.Tensor:
+    """Whether one of these numbers is not finite."""
+    return ~th.isfinite(sum((number.double() for number in largest), loss.double()))
 
 
 def _in_order(of_critic: th.Tensor, of_actor: th.Tensor) -> th.Tensor:
@@ -603,12 +620,6 @@ def _forget_gradients(of: Iterable[Tensors]) -> None:
 
 def _main_weights(networks: Networks) -> Tensors:
     return [*networks.weights["actor"], *networks.weights["critic"]]
-
-
-def _states(optimizers: tuple[th.optim.Optimizer, ...]) -> list[object]:
-    """The very tensors in the optimizers' states."""
-    actors, critics = optimizers
-    return [*chain.from_iterable(map(dict.values, chain(actors.state.values(), critics.state.values())))]
 
 
 def _needs_python(model: "SimpleDDPG", networks: Networks) -> str | None:
@@ -639,7 +650,6 @@ def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     return not torch_private.optimizer_is_listened_to(optimizer)
 
 
-_learns = operator.attrgetter("requires_grad")
 _ADAMS = frozenset({th.optim.Adam, th.optim.AdamW, FusedAdam, FusedAdamW})
 
 

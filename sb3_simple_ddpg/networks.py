@@ -6,9 +6,10 @@ PyTorch lets everybody replace layers, weights and attributes at any moment. So 
 with the very objects that they were made from, and compared with these, by identity, at every update: about 5 us.
 """
 
+import gc
 import operator
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, compress
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -54,16 +55,13 @@ class Networks:
         self._other_forward = ""
         self._hooks_seen, self._hooked = -1, ""
         self._roots: list[nn.Module] = []
-        self._dicts: list[dict[str, Any]] = []
-        self._filled: list[dict[str, Any]] = []
-        self._objects: list[object] = []
-        self._count = -1
-        self._types: list[type[nn.Module]] = []
         self._all_attributes: list[dict[str, Any]] = []
-        self._all_dicts: list[dict[str, Any]] = []
-        self._count_of_all = -1
-        self._all_filled: list[dict[str, Any]] = []
-        self._all_objects: list[object] = []
+        self._holders: tuple[object, ...] = ()
+        self._held: list[object] = []
+        self._closely_held_by: tuple[object, ...] = ()
+        self._closely_held: list[object] = []
+        self._plain_attributes: list[dict[str, Any]] = []
+        self._count = 0
         self._kinds: list[type[nn.Module]] = []
         self._forwards: list[object] = []
         self._description: dict[str, list[object]] = {}
@@ -79,10 +77,13 @@ class Networks:
         :param model: with its networks of now
         :return: itself, with the lists of now
         """
+        actor, critic, actor_target, critic_target = self._roots or (None, None, None, None)
         if not (
-            all(map(operator.is_, self._roots, (model.actor, model.critic, model.actor_target, model.critic_target)))
-            and sum(map(len, self._dicts)) == self._count
-            and all(map(operator.is_, chain.from_iterable(map(dict.values, self._filled)), self._objects))
+            model.actor is actor
+            and model.critic is critic
+            and model.actor_target is actor_target
+            and model.critic_target is critic_target
+            and _are_the_same(gc.get_referents(*self._holders), self._held)
         ):
             self._list(model)
         return self
@@ -94,15 +95,10 @@ class Networks:
         :param model: with its networks of now
         :return: itself, with the lists of now
         """
-        actor, critic, actor_target, critic_target = self._roots or (None, None, None, None)
+        self.look(model)
         if not (
-            model.actor is actor
-            and model.critic is critic
-            and model.actor_target is actor_target
-            and model.critic_target is critic_target
-            and sum(map(len, self._all_dicts)) == self._count_of_all
-            and all(map(operator.is_, chain.from_iterable(map(dict.values, self._all_filled)), self._all_objects))
-            and list(map(type, self._all)) == self._types
+            _are_equal(gc.get_referents(*self._closely_held_by), self._closely_held)
+            and sum(map(len, self._plain_attributes)) == self._count
             and [kind.forward for kind in self._kinds] == self._forwards
         ):
             self._list(model)
@@ -152,18 +148,17 @@ class Networks:
             f"{role}.{name}".rstrip("."): module for role, root in named for name, module in root.named_modules()
         }
         modules = self._all = list(self.modules.values())
-        self._dicts = [each for module in modules for each in (module._modules, module._parameters, module._buffers)]
-        self._filled = list(filter(None, self._dicts))
-        self._objects = [*chain.from_iterable(map(dict.values, self._filled))]
-        self._count = sum(map(len, self._dicts))
-        self._types = list(map(type, modules))
+        self._holders = *(module._modules for module in modules), *(module._parameters for module in modules)
+        self._holders += tuple(module._buffers for module in modules)
+        self._held = gc.get_referents(*self._holders)
         self._all_attributes = list(map(vars, modules))
-        self._all_dicts = [*self._dicts, *self._all_attributes]
-        self._count_of_all = sum(map(len, self._all_dicts))
-        attributes = [vars(module) for module in modules if type(module) not in _WITHOUT_SETTINGS]
-        self._all_filled = [*self._filled, *attributes]
-        self._all_objects = [*chain.from_iterable(map(dict.values, self._all_filled))]
-        self._kinds = list(dict.fromkeys(self._types))
+        # A module refers to its class. What plain layers hold decides nothing, unless there is more than before.
+        plain = [type(module) in _WITHOUT_SETTINGS for module in modules]
+        self._plain_attributes = list(compress(self._all_attributes, plain))
+        self._count = sum(map(len, self._plain_attributes))
+        self._closely_held_by = *modules, *compress(self._all_attributes, map(operator.not_, plain))
+        self._closely_held = gc.get_referents(*self._closely_held_by)
+        self._kinds = list(dict.fromkeys(map(type, modules)))
         self._forwards = [kind.forward for kind in self._kinds]
         for role, root in zip(ROLES, self._roots, strict=True):
             self.weights[role] = list(root.parameters())
@@ -172,8 +167,7 @@ class Networks:
         self.statistics_of_targets = [*_running(critic_target), *_running(actor_target)]
         self.buffers = [tensor for root in self._roots for tensor in root.buffers()]
         self._main_weights = [*self.weights["actor"], *self.weights["critic"]]
-        own = (name for name, module in self.modules.items() if "forward" in vars(module))
-        self._other_forward = next(own, "")
+        self._other_forward = next((name for name, module in self.modules.items() if "forward" in vars(module)), "")
         self.version = object()
         self._hooks_seen = -1
         description = {name: list(_describe(module)) for name, module in self.modules.items()}
@@ -200,6 +194,19 @@ def _is_unchangeable(value: object) -> bool:
     if isinstance(value, tuple | frozenset):
         return all(map(_is_unchangeable, value))
     return isinstance(value, _UNCHANGEABLE)
+
+
+def _are_the_same(some: list[object], others: list[object]) -> bool:
+    """Whether these are the very same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+def _are_equal(some: list[object], others: list[object]) -> bool:
+    """Whether these are the very same objects, or equal: faster than to find out that they are the very same."""
+    try:
+        return some == others
+    except Exception:  # arrays and tensors are not equal or unequal as a whole
+        return False
 
 
 def _running(network: nn.Module) -> list[th.Tensor]:

@@ -6,6 +6,7 @@ Not here: what is done with them.
 All tensors in one call, seen in 2.8 and 2.13; where one is missing, each tensor has a call of its own:
 - `_foreach_copy_`; `_amp_foreach_non_finite_check_and_unscale_`, which GradScaler uses (`_foreach_lerp_` is in
   equations.py, and the fused kernels of Adam in optimizers.py).
+- `torch._C._dynamo.guards.TensorGuards`, which tells whether the layout of some tensors is that of before.
 
 The compiler, seen in 2.13; whatever is missing raises, and the plain path goes on with that reason:
 - `torch.fx.experimental.proxy_tensor.make_fx`, `torch.utils._pytree`, `torch._inductor.compile_fx`,
@@ -38,6 +39,9 @@ from torch.utils.hooks import RemovableHandle
 _foreach_copy_: Any = getattr(th, "_foreach_copy_", None)
 # What PyTorch's GradScaler uses: one pass over all tensors, times one, without waiting for the device.
 _check_and_unscale: Any = getattr(th, "_amp_foreach_non_finite_check_and_unscale_", None)
+
+# What guards the code that `torch.compile` makes.
+_Guards: Any = getattr(getattr(getattr(th._C, "_dynamo", None), "guards", None), "TensorGuards", None)
 
 
 def copy_all(destinations: Sequence[th.Tensor], sources: Sequence[th.Tensor]) -> None:
@@ -91,7 +95,7 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
         return parts[-1]
 
     # To check the layout of 70 tensors takes as long as a product of a small network; the caller has checked it.
-    options |= {"cpp_wrapper": True, "memory_planning": True, "size_asserts": False}
+    options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "memory_planning": True, "size_asserts": False}
     with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
         whole: Any = compile_fx(graph, inputs, inner_compile=compile_part, config_patches=options)
     # What PyTorch puts around the compiled code is for gradients and for inputs that share memory: we have neither.
@@ -99,6 +103,22 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
     if short is None:
         return lambda tensors: whole(*tensors)
     return lambda tensors: short([*tensors])  # it empties the list
+
+
+def layout_check(tensors: Sequence[th.Tensor]) -> Callable[[], bool]:
+    """
+    :param tensors: some
+    :return: tells whether shape, strides, dtype and `requires_grad` of each are still those of now
+    """
+
+    def layouts() -> list[object]:
+        return [(tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad) for tensor in tensors]
+
+    if _Guards is None:
+        known = layouts()
+        return lambda: layouts() == known
+    check = _Guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    return lambda: check(*tensors)
 
 
 def optimizer_is_listened_to(optimizer: th.optim.Optimizer) -> bool:

@@ -54,7 +54,7 @@ sb3-suite: check-sb3-repo $(VENV)/installed-dev
 		$(BIN)/pytest -p stand_in --import-mode=importlib -p no:cacheprovider $(SB3_REPO)/tests
 
 check-sb3-repo:
-	@test -d "$(SB3_REPO)/tests" || { echo "Usage: make sb3-suite SB3_REPO=path, a checkout of stable-baselines3"; exit 2; }
+	@test -d "$(SB3_REPO)/tests" || { echo "Usage: make sb3-suite SB3_REPO=path, a checkout of stable-baselines3 or sb3-contrib"; exit 2; }
 
 # The tests with the oldest stable-baselines3 that pyproject.toml admits (==2.9 is 2.9.0) and with the newest 2.x, each
 # in an environment of its own. RL Zoo goes with SB3, and an older one needs an older huggingface-hub: neither is pinned.

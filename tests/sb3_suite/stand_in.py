@@ -1,18 +1,22 @@
-"""A pytest plugin that runs Stable-Baselines3's (SB3) own tests with SimpleDDPG in the place of `DDPG` and `TD3`.
+"""A pytest plugin that runs Stable-Baselines3's (SB3) own tests with SimpleDDPG in the place of `DDPG` and `TD3`, and
+those of sb3-contrib with it in the place of `TQC` and `CrossQ`.
 
-Not here: a single test. They are those of a checkout of SB3; the library under them is the installed one:
+Not here: a single test. They are those of a checkout of SB3 or sb3-contrib; the libraries are the installed ones:
 
-    PYTHONPATH=tests/sb3_suite pytest -p stand_in --import-mode=importlib <checkout of SB3>/tests
+    PYTHONPATH=tests/sb3_suite pytest -p stand_in --import-mode=importlib <checkout>/tests
 
-Only the cases that reach `DDPG` or `TD3` run. The run fails when none of them called the constructor of SimpleDDPG.
+Only the cases that reach one of these run. The run fails when none of them called the constructor of SimpleDDPG. With
+`STAND_IN=DDPG` in the environment SB3's DDPG stands in instead: what it fails, nobody can ask of SimpleDDPG.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import pytest
+import sb3_contrib
 import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -20,9 +24,13 @@ from sb3_simple_ddpg import SimpleDDPG
 
 #: Arguments that TD3 has on top of DDPG. SB3's tests pass them to say that TD3 shall act as DDPG does.
 ARGUMENTS_OF_TD3 = ("policy_delay", "target_policy_noise", "target_noise_clip")
+#: What TQC has on top of that, and in its policy.
+ARGUMENTS_OF_TQC = ("top_quantiles_to_drop_per_net", "ent_coef", "target_entropy")
+POLICY_OF_TQC = ("n_quantiles", "n_critics")
+SUBJECT: Any = stable_baselines3.DDPG if os.environ.get("STAND_IN") == "DDPG" else SimpleDDPG
 
 
-class DDPG(SimpleDDPG):
+class DDPG(SUBJECT):  # type: ignore[misc]
     """SimpleDDPG under the name of SB3's class, which SB3's tests read in file names; it notes who calls it."""
 
     running_test: pytest.Item | None = None
@@ -47,10 +55,26 @@ class TD3(DDPG):
         super().__init__(*args, **kwargs)
 
 
-STAND_INS = {"DDPG": DDPG, "TD3": TD3}
+class TQC(TD3):
+    """The same for TQC of sb3-contrib."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ARGUMENTS_OF_TQC:
+            kwargs.pop(name, None)
+        if "policy_kwargs" in kwargs:
+            kwargs["policy_kwargs"] = {k: v for k, v in kwargs["policy_kwargs"].items() if k not in POLICY_OF_TQC}
+        super().__init__(*args, **kwargs)
+
+
+class CrossQ(TQC):
+    """The same for CrossQ."""
+
+
+STAND_INS = {"DDPG": DDPG, "TD3": TD3, "TQC": TQC, "CrossQ": CrossQ}
 
 for name, stand_in in STAND_INS.items():
-    setattr(stable_baselines3, name, stand_in)  # SB3's tests import both from here, after this plugin
+    # The tests import them from here, after this plugin.
+    setattr(stable_baselines3 if hasattr(stable_baselines3, name) else sb3_contrib, name, stand_in)
 
 PACKAGE = Path(stable_baselines3.__file__).parent
 
@@ -68,7 +92,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     """Say which SB3 is tested."""
-    return f"SimpleDDPG stands in for DDPG and TD3 of stable-baselines3 {stable_baselines3.__version__} in {PACKAGE}"
+    library = f"stable-baselines3 {stable_baselines3.__version__} in {PACKAGE}"
+    return f"{SUBJECT.__name__} stands in for {', '.join(STAND_INS)}; {library}"
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -102,7 +127,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in how many cases it ran, and in which it did not (SB3 leaves some combinations out by an early return)."""
-    terminalreporter.write_line(f"The constructor of SimpleDDPG ran in {sum(_cases.values())} of {len(_cases)} cases")
+    terminalreporter.write_line(
+        f"The constructor of {SUBJECT.__name__} ran in {sum(_cases.values())} of {len(_cases)} cases"
+    )
     for nodeid in (nodeid for nodeid, constructed in _cases.items() if not constructed):
         terminalreporter.write_line(f"  not in {nodeid}")
 

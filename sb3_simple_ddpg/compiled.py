@@ -24,7 +24,6 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from sb3_simple_ddpg import compiler, torch_private
 from sb3_simple_ddpg.checks import CompileWarning
@@ -33,6 +32,7 @@ from sb3_simple_ddpg.guards import Update
 from sb3_simple_ddpg.networks import ROLES, Networks
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
 from sb3_simple_ddpg.rehearsal import Disagreement, NotFinite, Rehearsal, Unsuitable
+from sb3_simple_ddpg.torch_private import tree_flatten, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -229,20 +229,20 @@ class _Inputs:
         self.moments: list[list[Tensors]] = []
         if whole and self.ready:
             self.moments = [[[state[name] for name in _MOMENTS] for state in own if state] for own in states]
-        self.leaves: Tensors = pytree.tree_leaves((self.named, self.moments))
+        self.leaves: Tensors = tree_leaves((self.named, self.moments))
         # Code that writes must not be told of one memory as two; and its numbers are of one dtype.
         memory = [tensor.untyped_storage().data_ptr() for tensor in self.leaves if tensor.numel()]
         dtypes = {tensor.dtype for tensor in self.leaves if tensor.is_floating_point()}
         if whole and self.ready and (len({*memory}) < len(memory) or dtypes != {th.float32}):
             whole, self.moments = False, []
-            self.leaves = pytree.tree_leaves(self.named)
+            self.leaves = tree_leaves(self.named)
         place = {weight: index for index, group in enumerate(self._groups) for weight in group["params"]}
         places = [place[weight] for own in self.learning for weight in own]
         self.kind = _Kind(networks.structure, (tuple(names[0]), tuple(names[1])), whole)
         self.layout = _Layout(self.leaves)
         self.numbers = _AdamNumbers(self._groups, places, model.device) if whole and self.ready else None
         # `weight.data = ...` gives a weight another place, order or shape.
-        self._placed: Tensors = pytree.tree_leaves(self.named)
+        self._placed: Tensors = tree_leaves(self.named)
         self._addresses = list(map(th.Tensor.data_ptr, self._placed))
         self._have_their_layout = torch_private.layout_check(self._placed)
         self._leaves_of_networks = [list(named.values()) for named in self.named]
@@ -277,7 +277,7 @@ class _Inputs:
     def arguments(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[tuple[Any, ...], ...]:
         """What each of the functions below takes, behind the model and the names: one tuple a function."""
         actor, critic, actor_target, critic_target = self.named
-        discounts, fields = self.discounts(model, batch), pytree.tree_map(th.Tensor.contiguous, tuple(batch[:5]))
+        discounts, fields = self.discounts(model, batch), tree_map(th.Tensor.contiguous, tuple(batch[:5]))
         if self.numbers is None:
             return (critic, actor_target, critic_target, discounts, fields), (actor, critic, fields)
         numbers, written = self.numbers.of_now(), self.numbers.written
@@ -288,7 +288,7 @@ class _Inputs:
         if type(batch[0]) is th.Tensor:
             fields = [field.contiguous() for field in batch[:5]]
         else:
-            fields = [field.contiguous() for field in pytree.tree_leaves(batch[:5])]
+            fields = [field.contiguous() for field in tree_leaves(batch[:5])]
         discounts = self.discounts(model, batch)
         if self.numbers is None:
             actor, critic, actor_target, critic_target = self._leaves_of_networks
@@ -332,7 +332,7 @@ class _Inputs:
         """Both, before a weight moves, where there are two."""
         compiled = []
         for function, arguments in zip(self.functions(model), self.arguments(model, batch), strict=True):
-            leaves, structure = pytree.tree_flatten(arguments)
+            leaves, structure = tree_flatten(arguments)
             compiled.append(compiler.compile_function(function, leaves, structure))
         return tuple(compiled)
 
@@ -656,7 +656,7 @@ _ADAMS = frozenset({th.optim.Adam, th.optim.AdamW, FusedAdam, FusedAdamW})
 def _layout_of_batch(batch: ReplayBufferSamples) -> object:
     if type(batch[0]) is th.Tensor and batch.discounts is None:
         return (*[field.shape for field in batch[:5]], *[field.dtype for field in batch[:5]])
-    leaves, structure = pytree.tree_flatten(batch)
+    leaves, structure = tree_flatten(batch)
     return str(structure), *[(leaf.shape, leaf.dtype) if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
 
 

@@ -10,17 +10,14 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch as th
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from sb3_simple_ddpg import torch_private
+from sb3_simple_ddpg.torch_private import TreeSpec, tree_flatten, tree_structure, tree_unflatten
 
 Tensors: TypeAlias = list[th.Tensor]
 
 
-def compile_function(
-    function: Callable[..., Any], leaves: Tensors, structure: pytree.TreeSpec
-) -> Callable[[Tensors], Any]:
+def compile_function(function: Callable[..., Any], leaves: Tensors, structure: TreeSpec) -> Callable[[Tensors], Any]:
     """
     :param function: of nested tensors; what it returns is nested too
     :param leaves: tensors of the layout (shape, strides, dtype) that all later ones will have
@@ -28,22 +25,22 @@ def compile_function(
     :return: the function of the leaves, compiled. It does not look at their layout again
     :raises Exception: whatever the function or PyTorch's compiler stumbles over
     """
-    results: list[pytree.TreeSpec] = []
+    results: list[TreeSpec] = []
 
     def flat(*leaves: th.Tensor) -> Tensors:
-        tensors, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), structure)))
+        tensors, result = tree_flatten(function(*tree_unflatten(list(leaves), structure)))
         results.append(result)
         return tensors
 
-    graph = make_fx(flat, WORDINGS, tracing_mode="fake")(*[leaf.detach() for leaf in leaves])
+    graph = torch_private.record(flat, leaves, WORDINGS)
     _refuse_random_numbers(graph)
     _take_from_parts(graph)
     _compute_once(graph)
     run = torch_private.compile_graph(graph, leaves)
     (structure_of_result,) = {*results}
-    if structure_of_result == pytree.tree_structure(leaves[0]):  # one tensor
+    if structure_of_result == tree_structure(leaves[0]):  # one tensor
         return lambda leaves: run(leaves)[0]
-    return lambda leaves: pytree.tree_unflatten(run(leaves), structure_of_result)
+    return lambda leaves: tree_unflatten(run(leaves), structure_of_result)
 
 
 def stored(values: th.Tensor) -> th.Tensor:
@@ -126,15 +123,8 @@ def _product_and_bias(bias: th.Tensor, left: th.Tensor, right: th.Tensor, *, bet
     return (left.mm(right)[None] + bias)[0]
 
 
-def _lerp_one_by_one(targets: Tensors, values: Tensors, shares: Tensors) -> None:
-    """The compiler does not know the form for lists; it merges these into the loops of Adam."""
-    for target, value, share in zip(targets, values, shares, strict=True):
-        target.lerp_(value, share)
-
-
 #: How the recorded function says some things for the compiler.
 WORDINGS: dict[Any, Callable[..., Any]] = {
     th.ops.aten.mm.default: _product,
     th.ops.aten.addmm.default: _product_and_bias,
-    th.ops.aten._foreach_lerp_.List: _lerp_one_by_one,
 }

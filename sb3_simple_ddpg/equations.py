@@ -14,6 +14,8 @@ from collections.abc import Iterable
 import torch as th
 from torch.nn import functional as F
 
+from sb3_simple_ddpg.torch_private import lerp_all
+
 
 def td_target(
     rewards: th.Tensor, terminated: th.Tensor, discounts: float | th.Tensor, next_q_values: th.Tensor
@@ -95,10 +97,7 @@ def soft_update(
             f"parameters and target_parameters must match one by one, got {len(parameters)} and "
             f"{len(target_parameters)} tensors: pass those of a network and of its own target network."
         )
-    if parameters:
-        # One call for all tensors; x.lerp_(y, tau) is x <- x + tau (y - x).
-        share = [tau] * len(parameters) if isinstance(tau, th.Tensor) else tau
-        th._foreach_lerp_(target_parameters, parameters, share)
+    lerp_all(target_parameters, parameters, tau)  # theta' <- theta' + tau (theta - theta')
 
 
 def _check_column(name: str, tensor: th.Tensor, batch_size: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_simple_ddpg.torch_private import optimizer_is_listened_to
+from sb3_simple_ddpg.torch_private import fused_adam_, fused_adamw_, optimizer_is_listened_to
 
 
 class _Fused(th.optim.Optimizer):
@@ -98,11 +98,13 @@ class _ShortStep(_Fused):
         means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         if not all(map(th.Tensor.is_contiguous, chain(weights, gradients, means, squares))):
             return False
+        kernel = fused_adamw_ if group["decoupled_weight_decay"] else fused_adam_
+        if kernel is None:
+            return False
         steps = [state["step"] for state in states]
         for step in steps:
             step += 1
         beta1, beta2 = group["betas"]
-        kernel = th._fused_adamw_ if group["decoupled_weight_decay"] else th._fused_adam_
         kernel(
             weights,
             gradients,

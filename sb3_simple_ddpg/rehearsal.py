@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from torch.utils import _pytree as pytree
 
 from sb3_simple_ddpg.networks import ROLES, Networks
+from sb3_simple_ddpg.torch_private import tree_map
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -86,7 +86,7 @@ class Rehearsal:
         """
         :return: a copy of the batch
         """
-        copy: ReplayBufferSamples = pytree.tree_map(
+        copy: ReplayBufferSamples = tree_map(
             lambda field: field.clone() if isinstance(field, th.Tensor) else field, self._batch
         )
         return copy

@@ -4,8 +4,8 @@ missing.
 Not here: what is done with them.
 
 All tensors in one call, seen in 2.8 and 2.13; where one is missing, each tensor has a call of its own:
-- `_foreach_copy_`; `_amp_foreach_non_finite_check_and_unscale_`, which GradScaler uses (`_foreach_lerp_` is in
-  equations.py, and the fused kernels of Adam in optimizers.py).
+- `_foreach_copy_`; `_foreach_lerp_`; `_amp_foreach_non_finite_check_and_unscale_`, which GradScaler uses.
+- `_fused_adam_` and `_fused_adamw_`: where they are missing, PyTorch's optimizers take their own way.
 - `torch._C._dynamo.guards.TensorGuards`, which tells whether the layout of some tensors is that of before.
 
 The compiler, seen in 2.13; whatever is missing raises, and the plain path goes on with that reason:
@@ -34,9 +34,18 @@ import torch as th
 from torch import nn
 from torch.nn.modules import module as _of_all
 from torch.optim import optimizer as _of_optimizers
+from torch.utils._pytree import TreeSpec as TreeSpec
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_structure as tree_structure
+from torch.utils._pytree import tree_unflatten as tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 _foreach_copy_: Any = getattr(th, "_foreach_copy_", None)
+_foreach_lerp_: Any = getattr(th, "_foreach_lerp_", None)
+fused_adam_: Any = getattr(th, "_fused_adam_", None)
+fused_adamw_: Any = getattr(th, "_fused_adamw_", None)
 # What PyTorch's GradScaler uses: one pass over all tensors, times one, without waiting for the device.
 _check_and_unscale: Any = getattr(th, "_amp_foreach_non_finite_check_and_unscale_", None)
 
@@ -56,6 +65,19 @@ def copy_all(destinations: Sequence[th.Tensor], sources: Sequence[th.Tensor]) ->
         destination.copy_(source)
 
 
+def lerp_all(destinations: Sequence[th.Tensor], ends: Sequence[th.Tensor], share: float | th.Tensor) -> None:
+    """
+    :param destinations: each goes the share of the way to its end
+    :param ends: in the same order and shapes
+    :param share: in [0, 1]
+    """
+    if _foreach_lerp_ is not None and destinations and not isinstance(share, th.Tensor):
+        _foreach_lerp_(destinations, ends, share)
+        return
+    for destination, end in zip(destinations, ends, strict=True):
+        destination.lerp_(end, share)
+
+
 def found_non_finite(parts: Sequence[Sequence[th.Tensor]], device: th.device) -> th.Tensor:
     """
     :param parts: tensors on one device, each part of one dtype
@@ -70,6 +92,20 @@ def found_non_finite(parts: Sequence[Sequence[th.Tensor]], device: th.device) ->
             for tensor in tensors:
                 found += (~th.isfinite(tensor)).any()
     return found
+
+
+def record(
+    function: Callable[..., Any], inputs: Sequence[th.Tensor], wordings: dict[Any, Callable[..., Any]]
+) -> th.fx.GraphModule:
+    """
+    :param function: of tensors
+    :param inputs: of the layout that all later ones will have; the function gets stand-ins
+    :param wordings: how some operations are to be said
+    :return: the operations that the function calls
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # imported here: it takes a second
+
+    return make_fx(function, wordings, tracing_mode="fake")(*[tensor.detach() for tensor in inputs])
 
 
 def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable[[list[th.Tensor]], Any]:

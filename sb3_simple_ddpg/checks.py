@@ -34,8 +34,12 @@ class UnsupportedError(ValueError, AssertionError):
     """A space or a combination that DDPG cannot use. Also an AssertionError, since that is what SB3 raises."""
 
 
-class NonFiniteError(FloatingPointError, ValueError):
-    """A number that is NaN or infinite. Also a ValueError, since RL Zoo's search gives a trial up at that one only."""
+class NonFiniteError(FloatingPointError, ValueError, AssertionError):
+    """
+    A number that is NaN or infinite.
+
+    Also what searches over settings give a trial up at: RL Zoo's a ValueError, Optuna's example an AssertionError.
+    """
 
     #: Whether the message has timestep and ranges, and a diagnosis was written.
     reported = False

@@ -339,7 +339,7 @@ def test_action_bounds_that_say_nothing_are_refused_with_a_wrapper_that_trains(l
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.Box(-1e18, 1e18, (2,), np.float32), spaces.Box(295, 302, (1,), np.float32),
+    [spaces.Box(-1e6, 1e6, (2,), np.float32), spaces.Box(295, 302, (1,), np.float32),
      spaces.Box(-1.0, 1.0, (2,), np.float16), spaces.Box(1e-8, 2e-8, (1,), np.float32)],
 )  # fmt: skip
 def test_action_bounds_that_mean_something_are_taken_however_far_they_are(space):

@@ -4,18 +4,22 @@ Not here: how they are run (`experiment.py`).
 """
 
 import ast
+import functools
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
@@ -43,6 +47,18 @@ RESERVED: Final[dict[str, str]] = {
 
 #: What a value may call: noise and schedules that are no literals.
 CALLS: Final[dict[str, type[Any]]] = {each.__name__: each for each in (OrnsteinUhlenbeck, LinearSchedule)}
+
+#: By the setting's name: what its value must be a kind of, and the modules whose classes need no path.
+CLASSES: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
+    "replay_buffer_class": (ReplayBuffer, ("stable_baselines3.common.buffers", "stable_baselines3")),
+    "rollout_buffer_class": (RolloutBuffer, ("stable_baselines3.common.buffers",)),
+    "features_extractor_class": (BaseFeaturesExtractor, ("stable_baselines3.common.torch_layers",)),
+    "optimizer_class": (
+        th.optim.Optimizer,
+        ("torch.optim", "stable_baselines3.common.sb2_compat.rmsprop_tf_like"),
+    ),
+    "activation_fn": (th.nn.Module, ("torch.nn.modules.activation",)),
+}
 
 #: In a setting's place: whoever takes part.
 EVERYBODY: Final = "all"
@@ -114,21 +130,13 @@ def find_algorithms(names: Iterable[str] | Mapping[str, str | type[BaseAlgorithm
                     "Any other class of SB3's kind is written name=module:Class."
                 )
             path = source or ALGORITHMS[name]
-            cls = _import(path)
+            if ":" not in path:
+                raise ValueError(f"A class is written module:Class, got {path!r}: stable_baselines3:TD3, for example.")
+            cls = runs.import_object(path)
         if not (isinstance(cls, type) and issubclass(cls, BaseAlgorithm)):
             raise ValueError(f"{path} is no algorithm of Stable-Baselines3's kind, but {cls!r}.")
         found.append(Algorithm(name, cls, path))
     return found
-
-
-def _import(path: str) -> Any:  # noqa: ANN401 - whatever has that name
-    module, separator, name = path.partition(":")
-    if not separator:
-        raise ValueError(f"A class is written module:Class, got {path!r}: stable_baselines3:TD3, for example.")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} cannot be imported ({error}): write module:Class.") from error
 
 
 def settings_from(
@@ -211,9 +219,10 @@ def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the arg
     """
     :param name: of the argument or key
     :param text: as typed
-    :return: a Python literal, an `OrnsteinUhlenbeck(...)` or `LinearSchedule(...)`, an imported object where a class or
-        function is expected, or the text itself
-    :raises ValueError: for an import that fails, or noise or a schedule that cannot be
+    :return: a Python literal, an `OrnsteinUhlenbeck(...)` or `LinearSchedule(...)`, an object where a class or function
+        is expected ("module:Name", or the name alone of those in `CLASSES`), or the text itself
+    :raises ValueError: for an import that fails, a class that is not of the setting's kind, or noise or a schedule that
+        cannot be
     """
     try:
         return ast.literal_eval(text)
@@ -223,14 +232,60 @@ def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the arg
     if called in CALLS and "(" in text:
         try:
             call = ast.parse(text.strip(), mode="eval").body
-            assert isinstance(call, ast.Call)
+            if not isinstance(call, ast.Call):
+                raise ValueError("more than one call")
             values = [ast.literal_eval(value) for value in call.args]
             named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
             return CALLS[called](*values, **named)
-        except (SyntaxError, TypeError, ValueError, AssertionError) as error:
+        except (SyntaxError, TypeError, ValueError) as error:
             example = {"LinearSchedule": "LinearSchedule(0.3, 0.05, 1.0)"}.get(called, "OrnsteinUhlenbeck(sigma=0.5)")
             raise ValueError(f"{name}={text} cannot be read ({error}): write {example}.") from error
-    return runs.import_object(text) if name.endswith(("_class", "_fn")) else text
+    return _find_class(name, text.strip()) if name.endswith(("_class", "_fn")) else text
+
+
+def _find_class(name: str, text: str) -> Any:  # noqa: ANN401 - a function may stand for a class
+    kind, _ = CLASSES.get(name, (object, ()))
+    short = short_names(name)
+    if ":" in text or "." in text:
+        found = runs.import_object(text)
+    elif text in short:
+        found = short[text]
+    else:
+        known = f"{checks.did_you_mean(text, list(short))} " if short else ""
+        raise ValueError(f"{name}={text}: there is no such name. {known}Any other is written {name}=module:Name.")
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, kind)):
+        raise ValueError(
+            f"{name}={text} is no {kind.__name__}, but {found!r}. Those known by name: {', '.join(short) or 'none'}."
+        )
+    return found
+
+
+@functools.cache
+def short_names(name: str) -> Mapping[str, type[Any]]:
+    """
+    :param name: of a setting
+    :return: the classes that need no path there, by their names
+    """
+    kind, modules = CLASSES.get(name, (object, ()))
+    found: dict[str, type[Any]] = {}
+    for module in map(importlib.import_module, modules):
+        for each, cls in vars(module).items():
+            if not (isinstance(cls, type) and issubclass(cls, kind)) or cls in _BASES:
+                continue
+            if kind is not th.nn.Module or _needs_no_arguments(cls):  # as SB3 makes the layers between its own
+                found[each] = cls
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+#: Kinds, of which there is nothing to be made.
+_BASES: Final = (BaseFeaturesExtractor, th.optim.Optimizer, th.nn.Module)
+
+
+def _needs_no_arguments(cls: type[Any]) -> bool:
+    return all(
+        each.default is not each.empty or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        for each in inspect.signature(cls).parameters.values()
+    )
 
 
 def build(
@@ -251,7 +306,11 @@ def build(
     noise = given.get("action_noise")
     if not issubclass(algorithm.cls, SimpleDDPG) and noise is not None:
         shape = env.action_space.shape
-        assert shape is not None
+        if not isinstance(env.action_space, gym.spaces.Box) or shape is None:
+            raise ValueError(
+                f"action_noise={noise} needs an environment whose actions are a Box, got {env.action_space}: leave it "
+                f"out for {algorithm.name}."
+            )
         if isinstance(noise, int | float) and not isinstance(noise, bool):
             make_action_noise(noise, shape, 1)  # refuses what cannot be a standard deviation
             given["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, float(noise)))

@@ -74,10 +74,11 @@ def train(
         environment's own, where there is one
     :param n_envs: number of environments side by side
     :param vec_env: all environments in this process, or each in its own
-    :param wrapper: import paths of wrappers for each environment, the innermost first
+    :param wrapper: wrappers of each environment, module:Name, the innermost first
     :param normalize: wrap the environments in VecNormalize
-    :param set: an argument of SimpleDDPG, such as gamma=0.98 or policy_kwargs.net_arch=[64,64], or
-        normalize_observations=True, which is --normalize for observations alone; may be repeated
+    :param set: an argument of SimpleDDPG, such as gamma=0.98, policy_kwargs.net_arch=[64,64] or
+        replay_buffer_class=HerReplayBuffer (a class of your own: module:Name), or normalize_observations=True, which is
+        --normalize for observations alone; may be repeated
     :param out: folder to write; runs/<env>-<date-time> without it
     :param overwrite: replace the run in a folder that is not empty
     :param device: auto, cpu, cuda
@@ -377,7 +378,7 @@ def compare(
     :param set: an argument of an algorithm, such as td3.gamma=0.98, or of all, such as all.action_noise=0.1 or
         "action_noise=OrnsteinUhlenbeck(0.5)"; may be repeated
     :param preset: of every SimpleDDPG, or algorithm=preset: default, article, lillicrap2015, fujimoto2018, pendulum,
-        rl-zoo; without it each algorithm's own defaults
+        robust or rl-zoo; without it each algorithm's own defaults
     :param eval_every: timesteps between evaluations; a twentieth of a run without it
     :param eval_episodes: deterministic episodes in each evaluation; 10 without it
     :param threads: PyTorch's threads in each run; 1 without it

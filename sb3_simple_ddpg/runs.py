@@ -285,15 +285,23 @@ def keep_until(folder: Path, episodes: int, timesteps: int) -> None:
 
 def import_object(path: str) -> Any:  # noqa: ANN401 - a class or a function, whatever the user names
     """
-    :param path: "package.module.Name"
+    :param path: "package.module:Name", or "package.module.Name"
     :return: the object of that name
     :raises ValueError: when there is none
     """
-    module, _, name = path.rpartition(".")
+    separator = ":" if ":" in path else "."
+    module, _, name = path.rpartition(separator)
+    if not module or not name:
+        raise ValueError(f"{path!r} cannot be imported: write package.module:Name.")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} cannot be imported ({error}): write package.module.Name.") from error
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{path!r} cannot be imported ({error}): write package.module:Name.") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{path!r} cannot be imported: {module} has no {name!r}; write package.module:Name.")
+        found = getattr(found, part)
+    return found
 
 
 def _ignore_ctrl_c(maker: Any) -> Any:  # noqa: ANN401 - SB3 types its makers so

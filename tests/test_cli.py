@@ -11,10 +11,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch as th
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_simple_ddpg import SimpleDDPG, plotting, presets, runs
+from sb3_simple_ddpg import SimpleDDPG, cli, plotting, presets, runs
 from sb3_simple_ddpg.cli import main
 from sb3_simple_ddpg.export import load_policy
 
@@ -153,6 +158,45 @@ def test_set_takes_literals_classes_and_repeats(tmp_path):
     assert model.policy_kwargs["net_arch"] == [8]
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("replay_buffer_class=HerReplayBuffer", HerReplayBuffer),
+        ("replay_buffer_class=NStepReplayBuffer", NStepReplayBuffer),
+        ("policy_kwargs.features_extractor_class=NatureCNN", NatureCNN),
+        ("policy_kwargs.optimizer_class=AdamW", th.optim.AdamW),
+        ("policy_kwargs.optimizer_class=RMSpropTFLike", RMSpropTFLike),
+        ("policy_kwargs.activation_fn=ELU", th.nn.ELU),
+        ("policy_kwargs.activation_fn=torch.nn:ELU", th.nn.ELU),
+        ("policy_kwargs.activation_fn=torch.nn.ELU", th.nn.ELU),
+        ("replay_buffer_class=None", None),
+    ],
+)
+def test_a_class_is_set_by_module_and_name_or_where_it_is_known_by_its_name(typed, expected):
+    arguments: dict = {}
+    cli._assign(arguments, typed)
+    (value,) = arguments.values()
+    assert (next(iter(value.values())) if isinstance(value, dict) else value) is expected
+
+
+def test_a_run_has_the_class_that_was_set_by_its_name(tmp_path):
+    out = tmp_path / "run"
+    classes = ["--set", "policy_kwargs.optimizer_class=SGD", "policy_kwargs.activation_fn=Tanh"]
+    assert train("--timesteps", "20", *classes, "--eval-episodes", "0", "--out", str(out)) == 0
+    model = SimpleDDPG.load(out / "model.zip")
+    assert isinstance(model.critic.optimizer, th.optim.SGD)
+    assert any(isinstance(layer, th.nn.Tanh) for layer in model.critic.modules())
+    assert runs.read_config(out)["arguments"]["policy_kwargs"]["activation_fn"].endswith("activation.Tanh")
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_help_names_every_preset(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert [name for name in [*presets.PRESETS, "rl-zoo"] if name not in printed] == []
+
+
 def test_a_preset_is_taken_and_set_changes_it_without_touching_the_preset(tmp_path, capsys):
     out = tmp_path / "run"
     assert train("--timesteps", "5", "--preset", "fujimoto2018", "--out", str(out)) == 0
@@ -189,6 +233,13 @@ def test_a_folder_that_is_not_empty_is_left_alone_unless_told(tmp_path, capsys):
         (["--set", "seed=1"], "use --seed 1"),
         (["--set", "tensorboard_log=logs"], "use --tensorboard"),
         (["--set", "policy_kwargs.activation_fn=torch.nn.Nope"], "'torch.nn.Nope' cannot be imported"),
+        (["--set", "policy_kwargs.activation_fn=torch.nn:Nope"], "torch.nn has no 'Nope'; write package.module:Name"),
+        (["--set", "policy_kwargs.activation_fn=Thanh"], "no such name. did you mean Tanh"),
+        (["--set", "replay_buffer_class=HerBuffer"], "did you mean HerReplayBuffer"),
+        (["--set", "policy_kwargs.optimizer_class=Adan"], "did you mean Adam"),
+        (["--set", "replay_buffer_class=torch.optim:Adam"], "torch.optim:Adam is no ReplayBuffer"),
+        (["--set", "policy_kwargs.features_extractor_class=math:pi"], "math:pi is no BaseFeaturesExtractor"),
+        (["--set", "replay_buffer_class=nowhere:Buffer"], "'nowhere:Buffer' cannot be imported"),
         (["--set", "on_non_finite=jump"], "on_non_finite must be 'stop' or 'skip', got 'jump'"),
         (["--wrapper", "nowhere.Wrapper"], "'nowhere.Wrapper' cannot be imported"),
         (["--preset", "nope"], "no preset 'nope'"),

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -306,6 +308,39 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "results" / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json holds no record of a run: delete it"):
         experiment_folder.read_records(tmp_path)
+
+
+@pytest.mark.parametrize("python", [[], ["-O"]])
+def test_files_that_hold_something_else_are_refused_without_assert_too(python, tmp_path):
+    """`python -O` leaves out every assert."""
+    code = """
+import sys
+from pathlib import Path
+from sb3_simple_ddpg import algorithms, experiment_folder
+for folder in map(Path, sys.argv[1:]):
+    for read in (
+        lambda: experiment_folder.read_records(folder),
+        lambda: experiment_folder.read_plan(folder),
+        lambda: algorithms.parse_value("action_noise", "OrnsteinUhlenbeck(0.5) * 2"),
+    ):
+        try:
+            print(read())
+        except ValueError as error:
+            print(error)
+"""
+    wrong = [("{}", "{}"), ("[1]", "[1]"), ('{"seed": 1}', '{"seeds": [1]}'), ("3", "null")]
+    folders = [tmp_path / str(number) for number in range(len(wrong))]
+    for folder, (record, plan) in zip(folders, wrong, strict=True):
+        (folder / "results").mkdir(parents=True)
+        (folder / "results" / "x.json").write_text(record)
+        (folder / "config.json").write_text(plan)
+    command = [sys.executable, *python, "-c", code, *map(str, folders)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 12
+    for number in range(4):
+        assert "x.json holds no record of a run: delete it" in said[3 * number]
+        assert "holds no comparison that could be resumed" in said[3 * number + 1]
+        assert "write OrnsteinUhlenbeck(sigma=0.5)" in said[3 * number + 2]
 
 
 @pytest.mark.parametrize(

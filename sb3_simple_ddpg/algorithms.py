@@ -7,7 +7,7 @@ import ast
 import functools
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -84,18 +84,7 @@ class Algorithm:
     @property
     def parameters(self) -> dict[str, Any]:
         """Every argument of the constructor with its default; `inspect.Parameter.empty` where there is none."""
-        found: dict[str, Any] = {}
-        for cls in self.cls.__mro__:  # a subclass may pass **kwargs on
-            parameters = inspect.signature(vars(cls).get("__init__", object.__init__)).parameters.values()
-            found |= {
-                parameter.name: parameter.default
-                for parameter in parameters
-                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-                and parameter.name not in found
-            }
-            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-                break
-        return {name: default for name, default in found.items() if name not in ("self", *RESERVED)}
+        return {name: default for name, default in runs.arguments_of(self.cls).items() if name not in RESERVED}
 
 
 def find_algorithms(names: Iterable[str] | Mapping[str, str | type[BaseAlgorithm]]) -> list[Algorithm]:
@@ -224,10 +213,9 @@ def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the arg
     :raises ValueError: for an import that fails, a class that is not of the setting's kind, or noise or a schedule that
         cannot be
     """
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
+    value = runs.read_value(text)
+    if not isinstance(value, str) or value != text:
+        return value
     called = text.strip().partition("(")[0]
     if called in CALLS and "(" in text:
         try:
@@ -350,17 +338,47 @@ def _copy(value: Any) -> Any:  # noqa: ANN401 - whatever is within
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def effective_settings(algorithm: Algorithm, env_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def env_kwargs_from(assignments: Iterable[str], env_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """
+    Arguments of environments as typed. What names an environment goes before what is for all.
+
+    :param assignments: "environment.name=value"; "name=value" for every environment
+    :param env_ids: of the environments
+    :return: arguments by environment
+    :raises ValueError: for what is no assignment
+    """
+    found: dict[str, dict[str, Any]] = {env_id: {} for env_id in env_ids}
+    for to_all in (True, False):
+        for assignment in assignments:
+            owner = next((env_id for env_id in env_ids if assignment.startswith(f"{env_id}.")), None)
+            if (owner is None) is not to_all:
+                continue
+            name, separator, text = assignment.removeprefix(f"{owner}.").partition("=")
+            name = name.strip()
+            if not separator or not name.isidentifier():
+                raise ValueError(
+                    f"--env-kwargs takes name=value, an argument of the environment, got {assignment!r}: --env-kwargs "
+                    f"max_episode_steps=500, for example{', or environment.name=value' if len(env_ids) > 1 else ''}."
+                )
+            for env_id in env_ids if owner is None else [owner]:
+                found[env_id][name] = runs.read_value(text)
+    return found
+
+
+def effective_settings(
+    algorithm: Algorithm, env_id: str, arguments: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """
     What an algorithm will run with. It is built once, so a mistake shows before any run.
 
     :param algorithm: its class
     :param env_id: name of the environment
     :param arguments: as given
+    :param env_kwargs: arguments of the environment
     :return: every argument with its value; the layers as the policy has them, also where nobody named them
     :raises ValueError: when the algorithm cannot be built for this environment
     """
-    env = runs.EnvSettings(env_id).make_one()
+    env = runs.EnvSettings(env_id, kwargs=env_kwargs or {}).make_one()
     try:
         with th.random.fork_rng(devices=[]):
             model = build(algorithm, env, arguments, seed=None)

@@ -144,6 +144,10 @@ def check_same_plan(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         missing = [str(item) for item in stored[name] if item not in plan[name]]
         if missing:
             found.append(f"{name} lacks {', '.join(missing)}, which may be added to but not left out")
+    for env_id, before in stored.get("env_kwargs", {key: {} for key in stored["env_ids"]}).items():
+        now = plan.get("env_kwargs", {}).get(env_id, before)
+        if before != now:
+            found.append(f"the arguments of {env_id} were {before} and are now {now}")
     for env_id, by_algorithm in stored["settings"].items():
         for algorithm, before in by_algorithm.items():
             now = plan["settings"].get(env_id, {}).get(algorithm)

@@ -43,7 +43,7 @@ from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action
 from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
 from sb3_simple_ddpg.networks import Networks
-from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
+from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
 from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
@@ -270,15 +270,16 @@ class SimpleDDPG(OffPolicyAlgorithm):
         # Lines 8-9: fit the critic Q(s, a) to the target y.
         discounts = self.gamma if batch.discounts is None else batch.discounts
         with th.no_grad():
-            next_q_values = self.critic_target(batch.next_observations, self.actor_target(batch.next_observations))
+            next_actions = self.actor_target(batch.next_observations)
+            next_q_values = only(self.critic_target(batch.next_observations, next_actions))
             targets = td_target(batch.rewards, batch.dones, discounts, next_q_values)
-        q_values = self.critic(batch.observations, batch.actions)
+        q_values = only(self.critic(batch.observations, batch.actions))
         loss_q = critic_loss(q_values, targets)
         self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
 
         # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
         actions = self.actor(batch.observations)
-        loss_mu = actor_loss(self.critic(batch.observations, actions))
+        loss_mu = actor_loss(self.critic.q1_forward(batch.observations, actions))
         self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
 
         # Line 11: both target networks move a share tau of the way; running statistics of batch norm are copied.

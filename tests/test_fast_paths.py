@@ -313,7 +313,8 @@ def test_hooks_on_whole_networks_are_called(network: str):
     if network.startswith("actor"):
         assert len(calls) == 1
         model.predict(np.zeros(3, np.float32))
-    assert len(calls) == 2  # the critic judges the batch, then the actor's actions
+    # The critic's layers judge the batch, then the actor's actions; SB3 calls q1_forward for these, not the critic.
+    assert len(calls) == (1 if network == "critic" else 2)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])

@@ -42,6 +42,7 @@ from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_t
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
+from sb3_simple_ddpg.layers import FastGradients
 from sb3_simple_ddpg.networks import Networks
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
 from sb3_simple_ddpg.sampling import sample_batches
@@ -254,8 +255,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         statistics: list[th.Tensor] = []
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
-        for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
-            statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
+        with FastGradients():
+            for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
+                statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
         self._log_updates(statistics)
 
     def _update(self, batch: ReplayBufferSamples) -> th.Tensor:

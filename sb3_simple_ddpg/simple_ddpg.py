@@ -42,8 +42,9 @@ from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_t
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, drawn, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
+from sb3_simple_ddpg.layers import FastGradients
 from sb3_simple_ddpg.networks import Networks
-from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
+from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
 from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
@@ -272,8 +273,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         statistics: list[th.Tensor] = []
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
-        for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
-            statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
+        with FastGradients():
+            for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
+                statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
         self._log_updates(statistics)
 
     def _update(self, batch: ReplayBufferSamples) -> th.Tensor:
@@ -288,15 +290,16 @@ class SimpleDDPG(OffPolicyAlgorithm):
         # Lines 8-9: fit the critic Q(s, a) to the target y.
         discounts = self.gamma if batch.discounts is None else batch.discounts
         with th.no_grad():
-            next_q_values = self.critic_target(batch.next_observations, self.actor_target(batch.next_observations))
+            next_actions = self.actor_target(batch.next_observations)
+            next_q_values = only(self.critic_target(batch.next_observations, next_actions))
             targets = td_target(batch.rewards, batch.dones, discounts, next_q_values)
-        q_values = self.critic(batch.observations, batch.actions)
+        q_values = only(self.critic(batch.observations, batch.actions))
         loss_q = critic_loss(q_values, targets)
         self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
 
         # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
         actions = self.actor(batch.observations)
-        loss_mu = actor_loss(self.critic(batch.observations, actions))
+        loss_mu = actor_loss(self.critic.q1_forward(batch.observations, actions))
         self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
 
         # Line 11: both target networks move a share tau of the way; running statistics of batch norm are copied.

@@ -68,7 +68,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
     :param env: the environment, or the name of a registered one
     :param learning_rate: of both networks; a number or a function of the progress remaining (1 to 0)
     :param buffer_size: number of transitions that the replay buffer keeps
-    :param learning_starts: number of timesteps with uniformly random actions before learning starts
+    :param learning_starts: number of timesteps with uniformly random actions before learning starts; 0 or -1 for none
     :param batch_size: B, number of transitions in each gradient step
     :param tau: share of the main network in each soft update, in [0, 1]; the article's 0.999 is 0.001 here
     :param gamma: discount factor, in [0, 1]
@@ -208,6 +208,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         # `load` comes here too, with values that an earlier call has already converted.
+        checks.plain_settings(self)
         checks.check_hyperparameters(self)
         if not issubclass(self.policy_class, DDPGPolicy):
             raise ValueError(
@@ -228,6 +229,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        if self.critic_lr_schedule is not None:  # SB3's policies are built with one rate
+            self.critic.optimizer.defaults["lr"] = self.critic_lr_schedule(1)
+            update_learning_rate(self.critic.optimizer, self.critic_lr_schedule(1))
         self._networks = Networks()
         self._compiled: CompiledUpdates | None = None
         self._guard = NonFiniteGuard(self)
@@ -383,7 +387,12 @@ class SimpleDDPG(OffPolicyAlgorithm):
         try:
             with watched_environments(self):
                 return super().learn(
-                    total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+                    checks.whole_number(total_timesteps),
+                    callback,
+                    log_interval,
+                    tb_log_name,
+                    reset_num_timesteps,
+                    progress_bar,
                 )
         except checks.NonFiniteError as error:
             if error.reported:
@@ -412,6 +421,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        checks.plain_settings(self)  # what was set since they were read
+        self._convert_train_freq()
         checks.check_train_freq(self._train_freq, self.n_envs)
         self.action_noise = self.action_noise  # through the setter: it may have been changed in place
         total_timesteps, callback = super()._setup_learn(
@@ -585,6 +596,33 @@ class SimpleDDPG(OffPolicyAlgorithm):
         if not isinstance(parameters, dict):
             _, parameters, _ = load_from_zip_file(parameters, device=device, load_data=False)
         super().set_parameters(own_copy(self, parameters), exact_match, device)
+
+    @classmethod
+    def load(
+        cls: type[SelfSimpleDDPG],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,  # noqa: ANN401 - the constructor's
+    ) -> SelfSimpleDDPG:
+        """
+        SB3's `load`. Settings mean what they mean in the constructor, `policy_kwargs` too, which SB3 compares.
+
+        :param path: of a zip that `save` wrote, or the open file
+        :param env: to learn on with, None for the file's own, if it has one
+        :param device: of the networks
+        :param custom_objects: replaces attributes that cannot be read, by name
+        :param print_system_info: of the machine that saved, and of this one
+        :param force_reset: begin with a new episode
+        :param kwargs: arguments of the constructor to change
+        :return: the agent
+        """
+        if "policy_kwargs" in kwargs:
+            kwargs["policy_kwargs"] = checks.plain_policy_kwargs(kwargs["policy_kwargs"])
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]

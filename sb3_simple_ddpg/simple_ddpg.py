@@ -199,7 +199,11 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        given_space = getattr(env, "observation_space", None)
+        if isinstance(given_space, gym.spaces.Space):  # one of the old `gym` is converted first
+            checks.check_observation_space(given_space)
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        checks.check_observation_space(vec_env.observation_space)
         checks.check_action_space(vec_env.action_space)
         checks.check_wrappers(vec_env)
         if not isinstance(env, VecEnv):

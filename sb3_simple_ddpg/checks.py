@@ -512,6 +512,13 @@ def advice(model: "SimpleDDPG") -> list[str]:
         )
     if noise_scale(model.action_noise) == 0.0:
         found.append("There is no action noise: after the random steps nothing explores. Try action_noise=0.1.")
+    buffer = model.replay_buffer
+    if buffer is not None and buffer.size() == 0 and model.num_timesteps > max(model.learning_starts, 0):
+        found.append(
+            f"The replay buffer is empty after {model.num_timesteps} timesteps, since no saved model holds one, and "
+            "updates start at once, from a handful of transitions: load_replay_buffer(path), or a larger "
+            "learning_starts."
+        )
     if model.batch_size > model.buffer_size:
         found.append(
             f"batch_size={model.batch_size} is larger than buffer_size={model.buffer_size}: each batch holds the same "

@@ -7,7 +7,7 @@ Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the num
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
@@ -113,6 +114,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
     critic_target: Critic
     #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
     _boundary: int | None = None
+    #: What the log of the next `learn` says first, once.
+    _untold: Sequence[str] = ()
     _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     @checks.explain_foreign_arguments
@@ -438,8 +441,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         if self.verbose >= 1:
-            for sentence in checks.advice(self):
+            for sentence in [*self._untold, *checks.advice(self)]:
                 self.logger.warn(sentence)
+            self._untold = []
         return total_timesteps, callback
 
     def _sample_action(
@@ -509,19 +513,24 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     @classmethod
     def from_sb3(
-        cls: type[SelfSimpleDDPG], model_or_zip: "DDPG | str | Path | io.BufferedIOBase", env: GymEnv | None = None
+        cls: type[SelfSimpleDDPG],
+        model_or_zip: "DDPG | str | Path | io.BufferedIOBase",
+        env: GymEnv | None = None,
+        custom_objects: dict[str, Any] | None = None,
     ) -> SelfSimpleDDPG:
         """
         Take over a model of SB3's DDPG: weights, optimizer states, replay buffer, counters and settings.
 
-        :param model_or_zip: the model, or the path or open file of its zip (which holds no replay buffer)
+        :param model_or_zip: the model, or the path or open file of its zip, of SB3 1.0 and later (a zip holds no replay
+            buffer; `load_replay_buffer` takes SB3's)
         :param env: to learn on with, reset when learning goes on; None keeps the model's own as it stands
+        :param custom_objects: attributes that take the place of the model's, such as `learning_rate`
         :return: the same agent as SimpleDDPG; the global random streams stay as they were
-        :raises ValueError: for a model that is not SB3's DDPG
+        :raises ValueError: for a model that is not SB3's DDPG, or a zip that cannot be read here
         """
         from sb3_simple_ddpg.convert import from_sb3
 
-        return from_sb3(cls, model_or_zip, env)
+        return from_sb3(cls, model_or_zip, env, custom_objects)
 
     def save_checkpoint(self, folder: str | Path, keep_last: int = 3) -> Path:
         """
@@ -626,7 +635,33 @@ class SimpleDDPG(OffPolicyAlgorithm):
         """
         if "policy_kwargs" in kwargs:
             kwargs["policy_kwargs"] = checks.plain_policy_kwargs(kwargs["policy_kwargs"])
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "gym":
+                raise
+            raise ValueError(
+                f"{path} was saved by SB3 before 2.0 with gym, which is not installed: for a model of SB3's DDPG use "
+                "SimpleDDPG.from_sb3, which needs none."
+            ) from error
+
+    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Take over a saved replay buffer, of SB3 before 2.0 too; mirrors SB3 2.9.2 but for the reading.
+
+        :param path: that `save_replay_buffer` wrote, or the open file
+        :param truncate_last_traj: of HER: the last episode in the buffer ended where it was saved
+        :raises ValueError: for a file that holds no buffer, or one that cannot be read here
+        """
+        from sb3_simple_ddpg.sb3_files import read_replay_buffer
+
+        self.replay_buffer = read_replay_buffer(path, self.verbose)
+        if isinstance(self.replay_buffer, HerReplayBuffer):
+            assert self.env is not None, "You must pass an environment at load time when using `HerReplayBuffer`"
+            self.replay_buffer.set_env(self.env)
+            if truncate_last_traj:
+                self.replay_buffer.truncate_last_trajectory()
+        self.replay_buffer.device = self.device
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]

@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_simple_ddpg.checks import check_actions
+from sb3_simple_ddpg.checks import check_actions, check_optimizer_kwargs, plain_net_arch
 from sb3_simple_ddpg.layers import DenseLayers, LayersOfNow, call, only_flattens
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, FusedSGD
 
@@ -271,9 +271,11 @@ class DDPGPolicy(BasePolicy):
         )
         if net_arch is None:
             net_arch = [256, 256] if self.features_extractor_class == NatureCNN else [400, 300]
-        self.net_arch = net_arch
+        self.net_arch = plain_net_arch(net_arch)
         self.activation_fn = activation_fn
         self.critic_optimizer_kwargs = dict(critic_optimizer_kwargs or {})
+        check_optimizer_kwargs("optimizer_kwargs", self.optimizer_kwargs)
+        check_optimizer_kwargs("critic_optimizer_kwargs", self.critic_optimizer_kwargs)
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
         self._build(lr_schedule)

@@ -43,6 +43,7 @@ from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action
 from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
 from sb3_simple_ddpg.networks import Networks
+from sb3_simple_ddpg.origins import origin_of
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
@@ -371,14 +372,16 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :raises ValueError: for an observation that is not of the environment's space
         """
         try:
-            with watched_environments(self):
+            with watched_environments(self, callback):
                 return super().learn(
                     total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
                 )
         except checks.NonFiniteError as error:
             if error.reported:
                 raise
-            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}", "") from error
+            callback_at_work = origin_of(error).callback
+            place = "" if callback_at_work is None else f", in the callback {type(callback_at_work).__name__}"
+            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}{place}", "") from error
         finally:
             self._boundary = None
 

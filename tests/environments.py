@@ -67,3 +67,4 @@ class Chain(gym.Env[Observation, npt.NDArray[Any]]):
 
 gym.register("TestBandit-v0", Bandit, max_episode_steps=10)
 gym.register("TestEndless-v0", Chain)
+gym.register("TestRequired-v0", lambda best, **kwargs: Bandit(best, **kwargs), max_episode_steps=10)

@@ -45,6 +45,7 @@ from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
 from sb3_simple_ddpg.layers import FastGradients
 from sb3_simple_ddpg.networks import Networks
+from sb3_simple_ddpg.origins import origin_of
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
@@ -395,7 +396,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :raises ValueError: for an observation that is not of the environment's space
         """
         try:
-            with watched_environments(self):
+            with watched_environments(self, callback):
                 return super().learn(
                     checks.whole_number(total_timesteps),
                     callback,
@@ -407,7 +408,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         except checks.NonFiniteError as error:
             if error.reported:
                 raise
-            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}", "") from error
+            callback_at_work = origin_of(error).callback
+            place = "" if callback_at_work is None else f", in the callback {type(callback_at_work).__name__}"
+            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}{place}", "") from error
         finally:
             self._boundary = None
 

@@ -29,6 +29,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_simple_ddpg.checks import did_you_mean
+from sb3_simple_ddpg.mistakes import settings_refused
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 MODEL, CONFIG, MONITOR, PROGRESS = "model.zip", "config.json", "monitor.csv", "progress.csv"
@@ -92,7 +93,7 @@ class EnvSettings:
             options = " ".join(f"{name}=VALUE" for name in missing)
             raise ValueError(f"The environment {self.env_id!r} needs --env-kwargs {options}: {error}") from error
         for path in self.wrappers:
-            env = import_object(path)(env)
+            env = _wrapped(env, path)
         return env
 
     def make(self, n_envs: int | None = None, render_mode: str | None = None) -> VecMonitor:
@@ -143,6 +144,21 @@ class EnvSettings:
             returns.pop()  # the episode that was still going on
         env.close()
         return float(np.mean(returns)) if returns else None
+
+
+def _wrapped(env: gym.Env[Any, Any], path: str) -> gym.Env[Any, Any]:
+    wrapper = import_object(path)
+    try:
+        inspect.signature(wrapper).bind(env)
+    except TypeError as error:
+        raise ValueError(
+            f"--wrapper {path} cannot be called with the environment alone ({error}): write a class of your own that "
+            "gives it the rest."
+        ) from error
+    wrapped = wrapper(env)
+    if not isinstance(wrapped, gym.Env):
+        raise TypeError(f"--wrapper {path} makes no environment of Gymnasium's, but {type(wrapped).__name__}.")
+    return wrapped
 
 
 #: What Python says of an argument that a function does not have.
@@ -260,7 +276,8 @@ def load_run(
         normalizer.training = False
         env = normalizer
     env.seed(seed)
-    return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=buffer_size)
+    with settings_refused({}):
+        return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=buffer_size)
 
 
 def evaluate_run(folder: Path, episodes: int, seed: int, env_kwargs: Mapping[str, Any] | None = None) -> list[float]:

@@ -1,5 +1,6 @@
 """The commands as a user types them: what they write, print and refuse. Not here: how well DDPG learns (README.md)."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import onnxruntime
 import pytest
@@ -22,6 +24,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_simple_ddpg import SimpleDDPG, cli, plotting, presets, runs
 from sb3_simple_ddpg.cli import main
 from sb3_simple_ddpg.export import load_policy
+from tests.environments import Bandit
 
 # The module before the colon registers the environment, in subprocesses too.
 SMALL = [
@@ -326,6 +329,148 @@ def test_mistakes_are_refused_with_nothing_written(args: list[str], message: str
     assert main(["train", "--env", SMALL[1], "--out", str(tmp_path / "run"), *args]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+SETTINGS_THAT_A_LIBRARY_REFUSES = {
+    "policy_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "replay_buffer_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.optimizer_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.features_extractor_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.optimizer_kwargs.eps=-1": "Invalid epsilon value: -1",
+    "replay_buffer_class=HerReplayBuffer": "must be used with Dict obs space only",
+    "optimize_memory_usage=True": "does not support optimize_memory_usage = True",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS_THAT_A_LIBRARY_REFUSES)
+@pytest.mark.parametrize("command", ["train", "compare", "diagnose"])
+def test_what_a_library_says_of_a_setting_is_a_sentence(command, setting, tmp_path, capsys):
+    out = ["--timesteps", "300", "--out", str(tmp_path / "run")]
+    arguments = [SMALL[1]] if command == "diagnose" else [*SMALL[:2], *out]
+    assert main([command, *arguments, "--set", setting]) == 2
+    said = capsys.readouterr().err
+    assert SETTINGS_THAT_A_LIBRARY_REFUSES[setting] in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def none_plus_one(*_, **__):
+    return None + 1  # a TypeError
+
+
+def number_of_a_word(*_, **__):
+    return int("a word")  # a ValueError
+
+
+def says_so(*_, **__):
+    raise ValueError("planted outside of the package")
+
+
+def falls(*_, **__):
+    raise KeyError("planted")
+
+
+def opens(*_, **__):
+    return open("/nowhere/data.csv").read()
+
+
+BUGS = [none_plus_one, number_of_a_word, says_so, falls, opens]
+
+
+PLACES = (
+    "runs.EnvSettings.random_return", "runs.policy_for", "presets.choose_preset", "checks.check_action_space",
+    "simple_ddpg.make_action_noise", "checks.advice", "runs.write_config",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "bug"), [*itertools.product(PLACES, BUGS[:2]), *itertools.product(PLACES[:1], BUGS)])
+def test_a_bug_of_ours_has_its_traceback(place, bug, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(f"sb3_simple_ddpg.{place}", bug)
+    assert train("--timesteps", "5", "--out", str(tmp_path / "run")) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert f", in {bug.__name__}" in said
+    assert "error: " in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("bug", BUGS[:2])
+def test_a_bug_has_its_traceback_in_the_other_commands_too(bug, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    compare = ["compare", *SMALL[:2], "--timesteps", "200", "--out", str(tmp_path / "compare")]
+    for place, arguments in (
+        ("runs.evaluate_policy", ["evaluate", str(out), "--episodes", "1"]),
+        ("plotting.plot_returns", ["plot", str(out), "--out", str(tmp_path / "x.png")]),
+        ("export.save_policy", ["export", str(out), "--to", str(tmp_path / "x.safetensors")]),
+        ("diagnosis.diagnose", ["diagnose", str(out)]),
+        ("diagnosis.diagnose", ["diagnose", SMALL[1], *SMALL[2:4]]),
+        ("runs.EnvSettings.make", ["diagnose", SMALL[1], *SMALL[2:4]]),
+        ("algorithms.build", compare),
+        ("comparison.find_algorithms", compare),
+    ):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sb3_simple_ddpg.{place}", bug)
+            assert main(arguments) == 1, arguments
+        said = capsys.readouterr().err
+        assert "Traceback" in said, arguments
+        assert f", in {bug.__name__}" in said, arguments
+
+
+class FailsToStart(Bandit):
+    """An environment with a mistake in its constructor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = None + []
+
+
+class FailsToReset(Bandit):
+    """An environment that misses a file."""
+
+    def reset(self, **kwargs):
+        return open("/nowhere/prices.csv").read()
+
+
+gym.register("TestFailsToStart-v0", FailsToStart, disable_env_checker=True)
+gym.register("TestFailsToReset-v0", FailsToReset, max_episode_steps=10, disable_env_checker=True)
+
+
+@pytest.mark.parametrize(("env", "function"), [("FailsToStart", "__init__"), ("FailsToReset", "reset")])
+@pytest.mark.parametrize("command", ["train", "compare", "diagnose"])
+def test_an_error_of_the_environment_has_its_traceback(command, env, function, tmp_path, capsys):
+    env_id = f"tests.test_cli:Test{env}-v0"
+    out = ["--timesteps", "300", "--out", str(tmp_path / "run")]
+    assert main([command, *([env_id] if command == "diagnose" else ["--env", env_id, *out])]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert f", in {function}" in said
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ("gymnasium.wrappers:TimeLimit", "cannot be called with the environment alone (missing a required argument"),
+        ("math:pi", "cannot be called with the environment alone"),
+        ("builtins:id", "makes no environment of Gymnasium's, but int"),
+    ],
+)
+def test_what_is_no_wrapper_is_refused(wrapper, message, tmp_path, capsys):
+    assert train("--timesteps", "5", "--wrapper", wrapper, "--out", str(tmp_path / "run")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_is_damaged_or_of_other_spaces_is_a_sentence(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--env-kwargs", "low=0.0"]) == 2
+    (out / "model.zip").write_bytes(b"half a file")
+    assert main(["evaluate", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "Action spaces do not match" in said
+    assert "wasn't a zip-file" in said
+    assert "Traceback" not in said
 
 
 def test_out_that_cannot_be_written_is_refused(tmp_path, capsys):

@@ -158,7 +158,7 @@ def _resume(folder: Path, eval_episodes: int, progress: bool) -> int:
     except CheckpointError as error:
         raise ValueError(f"{error} Checkpoints are written by `simple-ddpg train --checkpoint-every N`.") from error
     runs.keep_until(folder, model._episode_num, model.num_timesteps)
-    for name in (runs.ERROR, runs.DIAGNOSIS):
+    for name in (runs.ERROR, runs.DIAGNOSIS, runs.EVALUATION):
         (folder / name).unlink(missing_ok=True)
     monitor.results_writer = _PatientResults(str(folder / runs.MONITOR), override_existing=False)
     with (folder / runs.MONITOR).open() as file:
@@ -219,7 +219,10 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
     if interrupted:
         return 130
     if eval_episodes:
-        _print_evaluation(runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000))
+        returns = runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000)
+        _print_evaluation(returns)
+        found = {"mean_return": float(np.mean(returns)), "success_rate": returns.success_rate, "returns": returns}
+        (folder / runs.EVALUATION).write_text(json.dumps(found) + "\n", "utf-8")
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 
@@ -606,7 +609,8 @@ class _ReturnsProgressBar(ProgressBarCallback):
     def _on_rollout_end(self) -> None:
         returns = [episode["r"] for episode in self.model.ep_info_buffer or []]
         if returns:
-            self.pbar.set_description(f"mean return {np.mean(returns[-10:]):.1f}", refresh=False)
+            newest = returns[-10:]
+            self.pbar.set_description(f"mean return {np.mean(newest):z.{runs.digits_of(newest)}f}", refresh=False)
 
 
 def _budget(env: runs.EnvSettings, episodes: int | None, timesteps: int | None) -> tuple[int, int | None]:
@@ -680,10 +684,12 @@ def _save_figure(folders: list[Path], labels: list[str], path: Path, random_retu
     matplotlib.pyplot.close(figure)
 
 
-def _print_evaluation(returns: list[float]) -> None:
+def _print_evaluation(returns: runs.Returns) -> None:
+    digits = runs.digits_of(returns)
+    rate = returns.success_rate
     print(
-        f"Evaluation over {len(returns)} deterministic episodes: mean return {np.mean(returns):.1f}, "
-        f"standard deviation {np.std(returns):.1f}"
+        f"Evaluation over {len(returns)} deterministic episodes: mean return {np.mean(returns):z.{digits}f}, "
+        f"standard deviation {np.std(returns):.{digits}f}" + ("" if rate is None else f", success rate {rate:.2f}")
     )
 
 

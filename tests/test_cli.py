@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_train_writes_one_folder_and_says_where_everything_lies(tmp_path, capsys
     assert "Evaluation over 5 deterministic episodes: mean return" in printed
     assert f"Everything lies in {out}" in printed
     assert {path.name for path in out.iterdir()} == {
-        "model.zip", "config.json", "monitor.csv", "progress.csv", "returns.png",
+        "model.zip", "config.json", "monitor.csv", "progress.csv", "returns.png", "evaluation.json",
     }  # fmt: skip
     episodes = load_results(str(out))
     assert list(episodes.l) == [1] * 30  # an episode of the bandit is one step
@@ -152,7 +153,7 @@ def test_arguments_of_the_environment_are_those_of_training_resume_and_evaluatio
     assert (model.num_timesteps, model.action_space.low.item()) == (60, -2.0)
     capsys.readouterr()
     assert main(["evaluate", str(out), "--episodes", "1", "--env-kwargs", "best=1.5"]) == 0
-    assert f"mean return {bandit_return(model, 1.5):.1f}" in capsys.readouterr().out
+    assert f"mean return {bandit_return(model, 1.5):.3f}" in capsys.readouterr().out
     assert main(["evaluate", str(out), "--env-kwargs", "bets=1.5"]) == 2
     assert "has no argument 'bets': did you mean best" in capsys.readouterr().err
     assert main(["diagnose", str(out), "--env-kwargs", "best=1.5"]) == 2
@@ -186,6 +187,61 @@ def test_a_diagnosis_is_of_the_environment_with_its_arguments(capsys):
     assert main(["diagnose", SMALL[1], *SMALL[2:6]]) in (0, 1)
     seen.append(capsys.readouterr().out)
     assert seen[0] != seen[1]
+
+
+GOAL = "tests.environments:TestGoal-v0"
+
+
+def test_success_is_shown_and_recorded_where_the_environment_tells(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--env", GOAL, "--timesteps", "40", "--out", str(out)) == 0
+    # The one action is good in all episodes or in none.
+    rate = float(bandit_return(SimpleDDPG.load(out / "model.zip"), 2.0) >= 0.5)
+    assert f", success rate {rate:.2f}" in capsys.readouterr().out
+    assert json.loads((out / "evaluation.json").read_text())["success_rate"] == rate
+    best = SimpleDDPG.load(out / "model.zip").predict(np.zeros(1, np.float32))[0].item()
+    for given, expected in ((best, "1.00"), (best - 2, "0.00")):
+        assert main(["evaluate", str(out), "--episodes", "3", "--env-kwargs", f"best={given}"]) == 0
+        assert f"success rate {expected}" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--episodes", "3", "--env-kwargs", "tells=False"]) == 0
+    assert "success" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scale", [1e-2, 3e-4, -1e-6])
+def test_small_returns_are_printed_with_digits_that_say_something(scale, tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["--env", GOAL, "--env-kwargs", f"scale={scale}", "--timesteps", "40"]
+    assert train(*given, "--out", str(out)) == 0
+    printed = float(re.search(r"mean return (\S+),", capsys.readouterr().out)[1])
+    model = SimpleDDPG.load(out / "model.zip")
+    assert printed == pytest.approx(scale * bandit_return(model, 2.0), rel=0.01)
+    (returns,) = {*json.loads((out / "evaluation.json").read_text())["returns"]}
+    assert returns == pytest.approx(scale * bandit_return(model, 2.0), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("returns", "shown"),
+    [
+        ([-152.31, -80.0], ["-152.3", "-80.0"]),
+        ([3512.6, 2900.2], ["3512.6", "2900.2"]),
+        ([-0.0123, -0.0099], ["-0.0123", "-0.0099"]),
+        ([0.0, 0.0], ["0.0", "0.0"]),
+        ([-0.0], ["0.0"]),
+        ([5.25, 7.5], ["5.250", "7.500"]),
+        # A portfolio near 1: half the difference is 1.5e-5.
+        ([1.00002, 1.00005], ["1.000020", "1.000050"]),
+        ([1000.01, 1000.05], ["1000.010", "1000.050"]),
+        # Of what float32 rounds away no digit is shown.
+        ([1000.0, 1000.00006], ["1000.0", "1000.0"]),
+        ([-250.0, -0.01], ["-250.0", "0.0"]),
+        ([2e-9], ["0.00000000200"]),
+        ([float("inf"), 3.0], ["inf", "3.000"]),
+        ([], []),
+    ],
+)
+def test_digits_are_enough_for_the_size_and_for_the_differences(returns, shown):
+    digits = runs.digits_of(returns)
+    assert [f"{value:z.{digits}f}" for value in returns] == shown
 
 
 def test_normalize_observations_is_true_or_false(tmp_path, capsys):

@@ -54,6 +54,7 @@ from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
 
+    from sb3_simple_ddpg.checkpoint import Resumed
     from sb3_simple_ddpg.compiled import CompiledUpdates
     from sb3_simple_ddpg.diagnosis import Finding
 
@@ -118,6 +119,10 @@ class SimpleDDPG(OffPolicyAlgorithm):
     _boundary: int | None = None
     #: What the log of the next `learn` says first, once.
     _untold: Sequence[str] = ()
+    #: Until the environments' next reset, after which they are looked at: what `resume` did, and the newest checkpoint.
+    _resumed: "Resumed | None" = None
+    _saved: Path | None = None
+    _said: frozenset[str] = frozenset()  # of what a checkpoint does not hold, in this process
     _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     @checks.explain_foreign_arguments
@@ -443,6 +448,10 @@ class SimpleDDPG(OffPolicyAlgorithm):
         )
         assert self._last_obs is not None
         self._guard.check_first(self._last_obs)
+        if self._resumed is not None or self._saved is not None:
+            from sb3_simple_ddpg.checkpoint import look_at_environments
+
+            look_at_environments(self)
         self._last_end = self._episode_num, self.num_timesteps
         if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
@@ -671,7 +680,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_boundary", "_guard"]
+        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_guard", *_OF_THIS_PROCESS]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
@@ -693,6 +702,7 @@ def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str,
     return parameters
 
 
+_OF_THIS_PROCESS = ("_boundary", "_resumed", "_saved", "_said")  # and not of what is saved
 _PATIENCE = 100_000  # timesteps of one episode, at least
 _OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 _STATISTICS = (

@@ -301,6 +301,8 @@ def _numbers(
     row["area_under_curve"] = statistics.interval(
         [np.array([statistics.area_under_curve(curve.timestep, curve.mean_return) for curve in curves])]
     )
+    if "final_success_rate" in own and own.final_success_rate.notna().all():
+        row["success_rate"] = statistics.interval([own.final_success_rate.to_numpy(float)], statistics.mean)
     row["wall_time_s"] = statistics.interval([own.wall_time_s.to_numpy(float)], statistics.median)
     row["cpu_time_s"] = statistics.interval([own.cpu_time_s.to_numpy(float)], statistics.median)
     if threshold is not None:

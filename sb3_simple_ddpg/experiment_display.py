@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_simple_ddpg import runs
 from sb3_simple_ddpg.experiment import Watcher
 from sb3_simple_ddpg.experiment_worker import Job
 
@@ -97,8 +98,9 @@ class Display(Watcher):
         if "error" in record:
             self.console.print(f"FAILED: {job.title}\n{record['error'].rstrip()}", style="red", markup=False)
         elif not self.live:
-            final = np.mean(record["evaluations"][-1][2])
-            self.console.print(f"{job.title}: return {final:.1f}, {record['wall_time_s']:.0f} s. {self.status()}")
+            returns = record["evaluations"][-1][2]
+            final = f"{np.mean(returns):z.{runs.digits_of(returns)}f}"
+            self.console.print(f"{job.title}: return {final}, {record['wall_time_s']:.0f} s. {self.status()}")
         self._update()
 
     def status(self) -> str:

@@ -24,7 +24,6 @@ import cloudpickle
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_simple_ddpg import runs
@@ -77,8 +76,8 @@ def execute(job: Job) -> dict[str, Any]:
 
     :param job: the run
     :return: the record, as JSON knows it: `episodes` holds [timestep, return, seconds] of each training episode,
-        `evaluations` [timestep, seconds, [returns]]. Seconds are wall-clock seconds of training, evaluations left out;
-        `cpu_time_s` is the processor's time for the same.
+        `evaluations` [timestep, seconds, [returns], success rate or null]. Seconds are wall-clock seconds of training,
+        evaluations left out; `cpu_time_s` is the processor's time for the same.
     :raises FloatingPointError: for an evaluation whose return is not a finite number
     """
     th.set_num_threads(job.threads)
@@ -158,16 +157,13 @@ class _Observer(BaseCallback):
         if isinstance(self.eval_env, VecNormalize):
             sync_envs_normalization(self.training_env, self.eval_env)
         self.eval_env.seed(EVALUATION_SEEDS + 10_000 * self.job.seed)  # the same starts for every algorithm
-        returns, _ = evaluate_policy(
-            self.model, self.eval_env, n_eval_episodes=self.job.eval_episodes, return_episode_rewards=True
-        )
+        returns = runs.play(self.model, self.eval_env, self.job.eval_episodes)
         random.setstate(streams[0])
         np.random.set_state(streams[1])
         th.set_rng_state(streams[2])
-        assert isinstance(returns, list)
         if not all(math.isfinite(value) for value in returns):
             raise FloatingPointError(f"An evaluation at timestep {timestep} gave the returns {returns}.")
-        self.evaluations.append([timestep, round(training_s, 4), [float(value) for value in returns]])
+        self.evaluations.append([timestep, round(training_s, 4), [*returns], returns.success_rate])
         self.evaluation_s[0] += time.perf_counter() - begin[0]
         self.evaluation_s[1] += time.process_time() - begin[1]
 

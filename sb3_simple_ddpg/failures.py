@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from multiprocessing import Pipe, connection
@@ -20,6 +21,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_simple_ddpg.origins import environments_of, origin_of
+
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
@@ -29,25 +32,31 @@ class DeadEnvironmentError(RuntimeError):
 
 
 @contextlib.contextmanager
-def watched_environments(model: "SimpleDDPG") -> Iterator[None]:
+def watched_environments(model: "SimpleDDPG", callback: object = None) -> Iterator[None]:
     """
     While it lasts, observations are checked and dead processes noticed.
 
     :param model: with an environment or without
+    :param callback: whose environments are watched too
     :raises DeadEnvironmentError: when the process of an environment has ended; the others are ended too
     :raises ValueError: for an observation that is not of the space that the environment promised
     """
     env = None if model.env is None else model.env.unwrapped
+    others = [other for other in environments_of(callback) if other is not env]
     try:
         with contextlib.ExitStack() as watch:
-            if isinstance(env, DummyVecEnv):
-                watch.enter_context(_checked(env))
-            if isinstance(env, SubprocVecEnv):
-                watch.enter_context(_noticed(env))
-                watch.enter_context(_checked_together(env))
+            for each in [env, *others]:
+                if isinstance(each, DummyVecEnv):
+                    watch.enter_context(_checked(each))
+                if isinstance(each, SubprocVecEnv):
+                    watch.enter_context(_noticed(each))
+                    watch.enter_context(_checked_together(each))
             yield
     except (EOFError, ConnectionError) as error:
-        dead = _end(env) if isinstance(env, SubprocVecEnv) else ""
+        origin = origin_of(error)
+        dead = ""
+        if isinstance(origin.vec_env, SubprocVecEnv):
+            dead = _end(origin.vec_env, origin.owner(env))
         if not dead:
             raise
         raise DeadEnvironmentError(
@@ -55,10 +64,27 @@ def watched_environments(model: "SimpleDDPG") -> Iterator[None]:
             "see it here, use DummyVecEnv. All processes of these environments have been ended."
         ) from error
     except Exception as error:
-        place = _environment_of(error)
-        if place is not None:
-            error.add_note(f"Raised by environment {place}, at timestep {model.num_timesteps} of learn.")
+        _explain(error, env, model.num_timesteps)
         raise
+
+
+def _explain(error: Exception, training: VecEnv | None, timestep: int) -> None:
+    """
+    Note where an error was raised.
+
+    :raises ValueError: from it, when it came of an observation that is not of the space that was promised
+    """
+    origin = origin_of(error)
+    for index, observation in enumerate(origin.observations):
+        assert origin.vec_env is not None
+        try:
+            check_observation(f"Environment {index}", observation, origin.vec_env.observation_space)
+        except ValueError as explained:
+            explained.add_note(replace(origin, index=index).note(training, timestep))
+            raise explained from error
+    note = origin.note(training, timestep)
+    if note:
+        error.add_note(note)
 
 
 def check_observation(name: str, observation: Any, space: spaces.Space[Any]) -> Any:  # noqa: ANN401 - may be anything
@@ -245,12 +271,12 @@ def _noticed(env: SubprocVecEnv) -> Iterator[None]:
         stopped.close()
 
 
-def _end(env: SubprocVecEnv) -> str:
+def _end(env: SubprocVecEnv, owner: str) -> str:
     """End what is left of the processes, and say which one had ended by itself; "" for none."""
     for process in env.processes:
         process.join(timeout=1.0 if not process.is_alive() else 0.1)
     dead = [
-        f"Environment {index} (process {process.pid}) ended with exit code {process.exitcode}"
+        f"Environment {index}{owner} (process {process.pid}) ended with exit code {process.exitcode}"
         for index, process in enumerate(env.processes)
         if not process.is_alive()
     ]
@@ -261,14 +287,3 @@ def _end(env: SubprocVecEnv) -> str:
             remote.close()
         env.waiting, env.closed = False, True  # so that closing it, which the user will do, does not wait
     return "; ".join(dead)
-
-
-def _environment_of(error: BaseException) -> int | None:
-    """The environment that DummyVecEnv was at, by the traceback."""
-    traceback, found = error.__traceback__, None
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if isinstance(frame.f_locals.get("self"), VecEnv) and "env_idx" in frame.f_locals:
-            found = frame.f_locals["env_idx"]
-        traceback = traceback.tb_next
-    return found

@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_simple_ddpg.checks import check_actions
+from sb3_simple_ddpg.checks import check_actions, check_optimizer_kwargs, plain_net_arch
 from sb3_simple_ddpg.layers import DenseLayers, LayersOfNow, call, only_flattens
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, FusedSGD
 
@@ -116,6 +116,8 @@ class Critic(BaseModel):
     :param share_features_extractor: the extractor is the actor's and learns from the actor's loss alone
     """
 
+    #: SB3's name.
+    n_critics: ClassVar[int] = 1
     features_extractor: BaseFeaturesExtractor
 
     def __init__(
@@ -139,17 +141,36 @@ class Critic(BaseModel):
         # SB3's name for the first of its critics: a weight file of one library fits the other.
         self.qf0 = DenseLayers(*create_mlp(features_dim + get_action_dim(action_space), 1, net_arch, activation_fn))
 
-    def forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+    def forward(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
         :param observations: s, a batch of B
         :param actions: a, shape (B, A), in [-1, 1]
-        :return: Q(s, a), shape (B, 1), in the unit of a return
+        :return: a tuple of one, as SB3's critics give one for each of theirs: Q(s, a), shape (B, 1), in the unit of a
+            return
         """
         features = _extract_features(self, observations)
         if self.share_features_extractor:
             features = features.detach()
         q_values: th.Tensor = call(self.qf0, th.cat([features, actions], dim=1))
+        return (q_values,)
+
+    def q1_forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        What the actor learns from, as in SB3. A subclass with another `forward` has another `q1_forward` too.
+
+        :param observations: s, a batch of B
+        :param actions: a, shape (B, A), in [-1, 1]
+        :return: Q(s, a), shape (B, 1), in the unit of a return
+        """
+        with th.no_grad():  # in the actor's step the critic is constant, its extractor too
+            features = _extract_features(self, observations)
+        q_values: th.Tensor = call(self.qf0, th.cat([features, actions], dim=1))
         return q_values
+
+    @property
+    def q_networks(self) -> tuple[nn.Module, ...]:
+        """SB3's name for the layers of its critics: those of the one. Others are put in their place in `qf0`."""
+        return (self.qf0,)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -160,6 +181,28 @@ class Critic(BaseModel):
             "features_extractor": self.features_extractor,
             "share_features_extractor": self.share_features_extractor,
         }
+
+
+def only(q_values: tuple[th.Tensor, ...]) -> th.Tensor:
+    """
+    The one Q(s, a) of what a critic gives.
+
+    :param q_values: a tuple of one tensor, shape (B, 1)
+    :return: the tensor
+    :raises TypeError: for what is no tuple: to take the first row of a tensor for it would be wrong without a word
+    :raises ValueError: for a tuple of several
+    """
+    if not isinstance(q_values, tuple | list):
+        raise TypeError(
+            f"The critic must give a tuple of one tensor, as in SB3, got {type(q_values).__name__}: end its forward "
+            "with `return (q_values,)`, and give the tensor itself in q1_forward, which the actor learns from."
+        )
+    if len(q_values) != 1:
+        raise ValueError(
+            f"The critic must give a tuple of one tensor, got {len(q_values)}: DDPG has one critic; for twin critics "
+            "use stable_baselines3.TD3."
+        )
+    return q_values[0]
 
 
 class DDPGPolicy(BasePolicy):
@@ -228,9 +271,11 @@ class DDPGPolicy(BasePolicy):
         )
         if net_arch is None:
             net_arch = [256, 256] if self.features_extractor_class == NatureCNN else [400, 300]
-        self.net_arch = net_arch
+        self.net_arch = plain_net_arch(net_arch)
         self.activation_fn = activation_fn
         self.critic_optimizer_kwargs = dict(critic_optimizer_kwargs or {})
+        check_optimizer_kwargs("optimizer_kwargs", self.optimizer_kwargs)
+        check_optimizer_kwargs("critic_optimizer_kwargs", self.critic_optimizer_kwargs)
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
         self._build(lr_schedule)

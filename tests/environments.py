@@ -65,6 +65,21 @@ class Chain(gym.Env[Observation, npt.NDArray[Any]]):
         return self._observation(), 1.0, over and self.ends == "terminated", over and self.ends == "truncated", {}
 
 
+class Goal(Bandit):
+    """The bandit, whose info says whether the action was within 0.5 of the best one; rewards are times `scale`."""
+
+    def __init__(self, best: float = 2.0, scale: float = 1.0, tells: bool = True) -> None:
+        super().__init__(best)
+        self.scale = scale
+        self.tells = tells
+
+    def step(self, action: npt.NDArray[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        success = {"is_success": reward >= 0.5} if self.tells else {}
+        return observation, self.scale * reward, terminated, truncated, {**info, **success}
+
+
 gym.register("TestBandit-v0", Bandit, max_episode_steps=10)
 gym.register("TestEndless-v0", Chain)
+gym.register("TestGoal-v0", Goal, max_episode_steps=10)
 gym.register("TestRequired-v0", lambda best, **kwargs: Bandit(best, **kwargs), max_episode_steps=10)

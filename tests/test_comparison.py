@@ -134,6 +134,30 @@ def test_arguments_of_environments_are_given_to_all_or_to_one_and_used_again(her
     assert here.done == []
 
 
+def test_the_table_has_success_where_the_environment_tells(here, tmp_path, capsys):
+    out = tmp_path / "out"
+    env = "tests.environments:TestGoal-v0"
+    # Tiny rewards: 1e-4 of the bandit's, at most 1e-4.
+    assert compare("--env", env, "--env-kwargs", "scale=1e-4", "--seeds", "2", "--out", str(out)) == 0
+    assert "success rate" in capsys.readouterr().out
+    row = json.loads((out / "summary.json").read_text())["environments"][env]["algorithms"]["ddpg"]
+    evaluations = pd.read_csv(out / "evaluations.csv")
+    last = evaluations[(evaluations.algorithm == "ddpg") & (evaluations.timestep == 40)]
+    assert row["success_rate"][0] == pytest.approx(last.success_rate.mean())
+    head, _, *rows = (out / "summary.md").read_text().partition("## tests")[2].splitlines()[2:6]
+    place = head.split(" | ").index("mean")
+    shown = [float(each.split(" | ")[place].split(" ")[0]) for each in rows]
+    means = [
+        evaluations[(evaluations.algorithm == name) & (evaluations.timestep == 40)].mean_return.mean()
+        for name in ("simple_ddpg", "ddpg")
+    ]
+    # At least three digits of the largest.
+    assert shown == pytest.approx(means, abs=0.005 * max(map(abs, means)))
+    capsys.readouterr()
+    assert compare("--seeds", "2", "--out", str(tmp_path / "silent")) == 0
+    assert "success rate" not in capsys.readouterr().out
+
+
 def test_a_failed_run_is_in_the_summary_and_in_the_exit_status(here, tmp_path, capsys):
     out = tmp_path / "out"
     args = ["--algorithms", "simple_ddpg", "broken=tests.test_experiment:Fails", "--seeds", "3", "--out", str(out)]

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from multiprocessing import Pipe, connection
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -27,20 +28,16 @@ class DeadEnvironmentError(RuntimeError):
 @contextlib.contextmanager
 def watched_environments(model: "SimpleDDPG") -> Iterator[None]:
     """
-    While it lasts, observations are checked and dead processes noticed.
+    While it lasts, dead processes are noticed, and an error of an environment says of which one and when.
 
     :param model: with an environment or without
     :raises DeadEnvironmentError: when the process of an environment has ended; the others are ended too
-    :raises ValueError: for an observation that is not of the space that the environment promised
     """
     env = None if model.env is None else model.env.unwrapped
     try:
         with contextlib.ExitStack() as watch:
-            if isinstance(env, DummyVecEnv):
-                watch.enter_context(_checked(env))
             if isinstance(env, SubprocVecEnv):
                 watch.enter_context(_noticed(env))
-                watch.enter_context(_checked_together(env))
             yield
     except (EOFError, ConnectionError) as error:
         dead = _end(env) if isinstance(env, SubprocVecEnv) else ""
@@ -51,9 +48,17 @@ def watched_environments(model: "SimpleDDPG") -> Iterator[None]:
             "see it here, use DummyVecEnv. All processes of these environments have been ended."
         ) from error
     except Exception as error:
-        place = _environment_of(error)
-        if place is not None:
-            error.add_note(f"Raised by environment {place}, at timestep {model.num_timesteps} of learn.")
+        place = _place_of(error)
+        if place is None:
+            raise
+        note = f"Raised by environment {place['env_idx']}, at timestep {model.num_timesteps} of learn."
+        if isinstance(error, KeyError | IndexError | TypeError) and "obs" in place:
+            try:  # SB3 did not get as far as to store the observation
+                check_observation(f"Environment {place['env_idx']}", place["obs"], place["self"].observation_space)
+            except ValueError as explained:
+                explained.add_note(note)
+                raise explained from error
+        error.add_note(note)
         raise
 
 
@@ -84,58 +89,31 @@ def check_observation(name: str, observation: Any, space: spaces.Space[Any]) -> 
         )
 
 
-@contextlib.contextmanager
-def _checked(env: DummyVecEnv) -> Iterator[None]:
-    """DummyVecEnv would spread a wrong shape over its arrays, and cut a wrong dtype off, in silence."""
-    save, action_spaces = env._save_obs, [one.action_space for one in env.envs]
-    # What nearly every step passes: to ask wrappers for their space goes through each of them.
-    shape, dtype = env.observation_space.shape, env.observation_space.dtype
-    innermost = [(one.unwrapped, one.unwrapped.action_space) for one in env.envs]
-
-    def save_checked(env_idx: int, obs: Any) -> None:  # noqa: ANN401 - may be anything
-        if type(obs) is not np.ndarray or obs.shape != shape or obs.dtype != dtype:
-            check_observation(f"Environment {env_idx}", obs, env.observation_space)
-        one, action_space = innermost[env_idx]
-        if one.action_space is action_space and not env.buf_dones[env_idx]:
-            save(env_idx, obs)
-            return
-        now = env.envs[env_idx].action_space
-        if now is not action_spaces[env_idx] and now != action_spaces[env_idx]:
-            raise ValueError(
-                f"Environment {env_idx} has changed its action space from {action_spaces[env_idx]} to {now}: it may "
-                "not, since the networks are built for the first one."
-            )
-        save(env_idx, obs)
-
-    env._save_obs = save_checked  # type: ignore[method-assign]  # of this object, for as long as it learns
-    try:
-        yield
-    finally:
-        del env._save_obs
-
-
-@contextlib.contextmanager
-def _checked_together(env: SubprocVecEnv) -> Iterator[None]:
-    """All observations have come as one array: one look at the first will do."""
-    step_wait, reset = env.step_wait, env.reset
-
-    def checked(observations: Any) -> Any:  # noqa: ANN401 - of any space
-        first = (
-            {key: part[0] for key, part in observations.items()} if isinstance(observations, dict) else observations[0]
+def check_action_space(index: int, env: gym.Env[Any, Any], promised: spaces.Space[Any]) -> None:
+    """
+    :param index: of the environment, for the message
+    :param env: as it is now
+    :param promised: its action space when the networks were built
+    :raises ValueError: when its action space is another now
+    """
+    now = env.action_space
+    if now is not promised and now != promised:
+        raise ValueError(
+            f"Environment {index} has changed its action space from {promised} to {now}: it may not, since the "
+            "networks are built for the first one."
         )
-        check_observation("An environment", first, env.observation_space)
-        return observations
 
-    def step_wait_checked() -> Any:  # noqa: ANN401 - as SB3's
-        observations, *others = step_wait()
-        return checked(observations), *others
 
-    env.step_wait = step_wait_checked  # type: ignore[method-assign]  # of this object, for as long as it learns
-    env.reset = lambda: checked(reset())  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del env.step_wait, env.reset
+def check_together(observations: Any, space: spaces.Space[Any]) -> None:  # noqa: ANN401 - may be anything
+    """
+    All observations have come as one array: one look at the first will do.
+
+    :param observations: of all environments
+    :param space: of one
+    :raises ValueError: as `check_observation`
+    """
+    first = {key: part[0] for key, part in observations.items()} if isinstance(observations, dict) else observations[0]
+    check_observation("An environment", first, space)
 
 
 @contextlib.contextmanager
@@ -185,12 +163,12 @@ def _end(env: SubprocVecEnv) -> str:
     return "; ".join(dead)
 
 
-def _environment_of(error: BaseException) -> int | None:
-    """The environment that DummyVecEnv was at, by the traceback."""
+def _place_of(error: BaseException) -> dict[str, Any] | None:
+    """The local variables of DummyVecEnv where it was at an environment, by the traceback."""
     traceback, found = error.__traceback__, None
     while traceback is not None:
-        frame = traceback.tb_frame
-        if isinstance(frame.f_locals.get("self"), VecEnv) and "env_idx" in frame.f_locals:
-            found = frame.f_locals["env_idx"]
+        names = traceback.tb_frame.f_locals
+        if isinstance(names.get("self"), VecEnv) and "env_idx" in names:
+            found = names
         traceback = traceback.tb_next
     return found

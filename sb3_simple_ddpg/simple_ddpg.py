@@ -1,7 +1,7 @@
 """SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The algorithm is `SimpleDDPG.train`.
 
 Not here: the equations (`equations.py`), the networks (`policies.py`), the noise (`exploration.py`), the collecting of
-experience (SB3's `OffPolicyAlgorithm`: lines 4 to 6 of Algorithm 1).
+experience (`collecting.py`: lines 4 to 6 of Algorithm 1).
 
 Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the numbering that README.md prints.
 """
@@ -28,7 +28,6 @@ from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
     ReplayBufferSamples,
-    RolloutReturn,
     Schedule,
     TensorDict,
     TrainFreq,
@@ -38,6 +37,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_simple_ddpg import checks
+from sb3_simple_ddpg.collecting import Collecting
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
@@ -46,7 +46,7 @@ from sb3_simple_ddpg.networks import Networks
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
-from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
+from sb3_simple_ddpg.vec_env import QuickDummyVecEnv, watched
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 SelfSimpleDDPG = TypeVar("SelfSimpleDDPG", bound="SimpleDDPG")
 
 
-class SimpleDDPG(OffPolicyAlgorithm):
+class SimpleDDPG(Collecting):
     """
     Deep Deterministic Policy Gradient (DDPG), in its plainest form.
 
@@ -111,8 +111,6 @@ class SimpleDDPG(OffPolicyAlgorithm):
     actor_target: Actor
     critic: Critic
     critic_target: Critic
-    #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
-    _boundary: int | None = None
     _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     @checks.explain_foreign_arguments
@@ -202,9 +200,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         checks.check_action_space(vec_env.action_space)
         checks.check_wrappers(vec_env)
-        if not isinstance(env, VecEnv):
-            QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has made it, nobody else holds it
-        return vec_env
+        return vec_env if isinstance(env, VecEnv) else QuickDummyVecEnv.instead_of(vec_env)
 
     def _setup_model(self) -> None:
         # `load` comes here too, with values that an earlier call has already converted.
@@ -367,7 +363,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :raises ValueError: for an observation that is not of the environment's space
         """
         try:
-            with watched_environments(self):
+            with watched_environments(self), watched(self.env):
                 return super().learn(
                     total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
                 )
@@ -376,14 +372,12 @@ class SimpleDDPG(OffPolicyAlgorithm):
                 raise
             raise self._guard.stop(f"{error} At timestep {self.num_timesteps}", "") from error
         finally:
-            self._boundary = None
+            self._leave_environment()
 
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
-        """Lines 4 to 6 of Algorithm 1, `train_freq` times: SB3's. Between two rollouts a checkpoint may be saved."""
-        self._boundary = self.num_timesteps
-        rollout = super().collect_rollouts(*args, **kwargs)
-        self._boundary = self.num_timesteps
-        return rollout
+    def _start_episodes(self) -> None:
+        super()._start_episodes()
+        assert self._last_obs is not None
+        self._guard.check_first(self._last_obs)
 
     def _setup_learn(
         self,
@@ -568,7 +562,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_boundary", "_guard"]
+        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_guard", *_NEVER_SAVED]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
@@ -590,6 +584,7 @@ def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str,
     return parameters
 
 
+_NEVER_SAVED = ("_boundary", "_unstored", "_footprints")  # of `Collecting`
 _PATIENCE = 100_000  # timesteps of one episode, at least
 _OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 _STATISTICS = (

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_simple_ddpg.exploration import noise_scale
 
@@ -30,12 +30,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class UnsupportedError(ValueError, AssertionError):
-    """A space or a combination that DDPG cannot use. Also an AssertionError, since that is what SB3 raises."""
+class UnsupportedError(ValueError, AssertionError, NotImplementedError):
+    """A space or a combination that DDPG cannot use. Also the other two, since SB3 raises now one, now the other."""
 
 
-class NonFiniteError(FloatingPointError, ValueError):
-    """A number that is NaN or infinite. Also a ValueError, since RL Zoo's search gives a trial up at that one only."""
+class NonFiniteError(FloatingPointError, ValueError, AssertionError):
+    """
+    A number that is NaN or infinite.
+
+    Also what searches over settings give a trial up at: RL Zoo's a ValueError, Optuna's example an AssertionError.
+    """
 
     #: Whether the message has timestep and ranges, and a diagnosis was written.
     reported = False
@@ -99,7 +103,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
 def check_action_space(action_space: spaces.Space[Any]) -> None:
     """
     :param action_space: the environment's
-    :raises UnsupportedError: unless it is a Box of real numbers with finite bounds, low < high in each dimension
+    :raises UnsupportedError: unless it is a Box of real numbers with bounds that mean something, low < high in each
+        dimension
     """
     if not isinstance(action_space, spaces.Box):
         raise UnsupportedError(
@@ -111,16 +116,101 @@ def check_action_space(action_space: spaces.Space[Any]) -> None:
             f"The actions must be real numbers, got dtype {action_space.dtype} in {action_space}: "
             "wrap the environment so that it takes a float32 Box and rounds by itself."
         )
-    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+    shape, low, high = action_space.shape, action_space.low, action_space.high
+    if action_space.dtype not in _REAL_DTYPES:
         raise UnsupportedError(
-            f"Continuous action space must have a finite lower and upper bound, got low={action_space.low}, "
-            f"high={action_space.high}: clip it with gymnasium.wrappers.RescaleAction or change the environment's Box."
+            f"PyTorch has no numbers like {action_space.dtype}, the dtype of the action space {action_space}: build "
+            "the Box with dtype=np.float64 or np.float32."
         )
-    if not (action_space.low < action_space.high).all():
+    if 0 in shape:
+        raise UnsupportedError(f"The action space {action_space} has no dimension: there is nothing to learn.")
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UnsupportedError(
+            f"Continuous action space must have a finite lower and upper bound, got low={low}, high={high}: "
+            f"{_bounded(shape)}"
+        )
+    with np.errstate(over="ignore"):
+        narrow = np.isfinite(high - low).all()
+    if not narrow or max(float(np.abs(low).max()), float(np.abs(high).max())) >= _LARGEST:
+        raise UnsupportedError(
+            "The action space reaches to the largest number of its dtype, which says no more than that there is no "
+            f"bound: low={low}, high={high}. {_bounded(shape)}"
+        )
+    if not (low < high).all():
         raise UnsupportedError(
             f"The lower bound must be below the upper one in each dimension of the action space, got "
-            f"low={action_space.low}, high={action_space.high}: leave out dimensions that cannot vary."
+            f"low={low}, high={high}: leave out dimensions that cannot vary."
         )
+
+
+#: Each side of what comes out of NatureCNN's three layers is at least 1.
+_SMALLEST_IMAGE = 36
+#: What PyTorch can hold.
+_REAL_DTYPES = (np.float16, np.float32, np.float64)
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _bounded(shape: tuple[int, ...]) -> str:
+    return (
+        "The actor's output, in [-1, 1], is stretched over this range, so it must be the one that the task needs: "
+        "env = gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(-1.0, 1.0, "
+        f"{shape})), with bounds of the task in the place of -1 and 1. (RescaleAction changes nothing here.)"
+    )
+
+
+def check_observation_space(space: spaces.Space[Any], name: str = "The observation space") -> None:
+    """
+    :param space: the environment's
+    :param name: for the message
+    :raises UnsupportedError: for one that SB3 cannot turn into a vector of fixed length, with a wrapper that can
+    """
+    flatten = 'gymnasium.wrappers.FlattenObservation(env) makes one vector of it, for "MlpPolicy".'
+    if isinstance(space, spaces.Dict):
+        if not space.spaces:
+            raise UnsupportedError(f"{name} is a Dict without a key: {_NOTHING_TO_SEE}")
+        for key, part in space.spaces.items():
+            of_key = f"Key {key!r} of the observation space"
+            if isinstance(part, spaces.Dict):
+                raise UnsupportedError(
+                    f"{of_key} is a Dict again. Nested observation spaces are not supported: {flatten}"
+                )
+            check_observation_space(part, of_key)
+    elif isinstance(space, spaces.Box):
+        if 0 in space.shape:
+            cure = _NOTHING_TO_SEE if name == "The observation space" else "leave this key out."
+            raise UnsupportedError(f"{name} holds no number, got {space}: {cure}")
+        if not space.shape:
+            raise UnsupportedError(f"{name} has no axis, got {space}: {flatten}")
+        if np.issubdtype(space.dtype, np.floating) and space.dtype not in _REAL_DTYPES:
+            raise UnsupportedError(
+                f"PyTorch has no numbers like {space.dtype}: {name[0].lower()}{name[1:]} is {space}: build the Box "
+                "with dtype=np.float64 or np.float32; the observations themselves may stay as they are."
+            )
+    elif isinstance(space, spaces.Discrete):
+        if space.start != 0:
+            raise UnsupportedError(f"{name} begins at {space.start}, SB3 counts from 0, got {space}: {flatten}")
+    elif isinstance(space, spaces.MultiDiscrete):
+        if space.nvec.ndim != 1 or np.any(space.start):
+            raise UnsupportedError(
+                f"{name} must have one axis and begin at 0, got {space} with start={space.start.tolist()}: {flatten}"
+            )
+        if not space.nvec.size:
+            raise UnsupportedError(f"{name} holds no number, got {space}: {_NOTHING_TO_SEE}")
+    elif isinstance(space, spaces.Sequence | spaces.Graph):
+        raise UnsupportedError(
+            f"{name} has no fixed size, got {space}: write it into a Box of fixed size, filled up with zeros: "
+            "gymnasium.wrappers.TransformObservation(env, your_function, spaces.Box(...))."
+        )
+    elif not isinstance(space, spaces.MultiBinary):
+        raise UnsupportedError(
+            f"{name} must be a Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these, got {space}: {flatten}"
+        )
+
+
+_NOTHING_TO_SEE = (
+    "where there is nothing to see, show a zero: gymnasium.wrappers.TransformObservation(env, lambda _: "
+    "np.zeros(1, np.float32), gymnasium.spaces.Box(0.0, 1.0, (1,)))."
+)
 
 
 def check_extractor(
@@ -137,12 +227,42 @@ def check_extractor(
             f"MultiInputPolicy needs Dict observations, got {observation_space}: use MlpPolicy, or CnnPolicy for "
             "images."
         )
+    if issubclass(extractor, CombinedExtractor) and isinstance(observation_space, spaces.Dict):
+        _check_keys(list(observation_space))
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+    for key, part in parts.items() if extractor in (NatureCNN, CombinedExtractor) else ():
+        if is_image_space(part) and part.shape is not None and min(part.shape[1:]) < _SMALLEST_IMAGE:
+            raise UnsupportedError(
+                f"SB3's CNN needs images of at least {_SMALLEST_IMAGE} x {_SMALLEST_IMAGE} pixels, got {part.shape}"
+                f"{f' in key {key!r}' if key else ''}: gymnasium.wrappers.FlattenObservation(env) makes one vector of "
+                'it, for "MlpPolicy"; or give an extractor of your own, '
+                "policy_kwargs=dict(features_extractor_class=...)."
+            )
     if issubclass(extractor, NatureCNN) and not is_image_space(
         observation_space, check_channels=False, normalized_image=not normalize_images
     ):
         raise UnsupportedError(
             f"CnnPolicy needs images (three axes, uint8 in [0, 255]), got {observation_space}: use MlpPolicy, or "
             "policy_kwargs=dict(normalize_images=False) for images in another range."
+        )
+
+
+def _check_keys(keys: list[Any]) -> None:
+    """SB3's extractor keeps one layer a key, by its name; PyTorch has names of its own."""
+    new_names: dict[Any, str] = {}
+    for key in keys:
+        try:
+            th.nn.ModuleDict({key: th.nn.Identity()})
+        except (KeyError, TypeError):
+            new_names[key] = f"{str(key).replace('.', '_')}_"
+            while new_names[key] in [*keys, *list(new_names.values())[:-1]]:
+                new_names[key] += "_"
+    if new_names:
+        raise UnsupportedError(
+            f"The observation space has the keys {keys}, of which PyTorch cannot name a layer after "
+            f"{list(new_names)}: give them other names, in the environment or by rename = lambda parts: "
+            f"{{{new_names}.get(key, key): part for key, part in parts.items()}}; env = gymnasium.wrappers."
+            "TransformObservation(env, rename, gymnasium.spaces.Dict(rename(env.observation_space)))."
         )
 
 
@@ -242,17 +362,41 @@ def check_device(device: object) -> None:
 def check_wrappers(env: VecEnv) -> None:
     """
     :param env: with all its wrappers
-    :raises UnsupportedError: for a VecFrameStack around a VecNormalize, whose raw observations are not stacked
+    :raises UnsupportedError: for one around a VecNormalize that gives observations of another shape: the replay buffer
+        keeps those of before VecNormalize
     """
-    stacked = False
-    while isinstance(env, VecEnvWrapper):
-        if stacked and isinstance(env, VecNormalize):
-            raise UnsupportedError(
-                "VecFrameStack stands around VecNormalize, and the replay buffer keeps observations as they were "
-                "before VecNormalize, which are not stacked there: write VecNormalize(VecFrameStack(env, n))."
-            )
-        stacked = stacked or isinstance(env, VecFrameStack)
-        env = env.venv
+    outside: list[VecEnvWrapper] = []
+    normalizer = env
+    while isinstance(normalizer, VecEnvWrapper) and not isinstance(normalizer, VecNormalize):
+        outside.append(normalizer)
+        normalizer = normalizer.venv
+    if not isinstance(normalizer, VecNormalize):
+        return
+    kept = "and the replay buffer keeps observations as they were before VecNormalize, which are"
+    if any(isinstance(wrapper, VecFrameStack) for wrapper in outside):
+        raise UnsupportedError(
+            f"VecFrameStack stands around VecNormalize, {kept} not stacked there: write "
+            "VecNormalize(VecFrameStack(env, n))."
+        )
+    if any(isinstance(wrapper, VecTransposeImage) for wrapper in outside):
+        settings = "norm_obs=False"
+        if normalizer.norm_obs:
+            settings = f"norm_obs_keys={normalizer.norm_obs_keys}"
+        raise UnsupportedError(
+            f"Images with their channels last are transposed outside VecNormalize, {kept} not transposed there: write "
+            f"VecNormalize(VecTransposeImage(env), {settings})."
+        )
+    inner, outer = _shapes(normalizer.observation_space), _shapes(env.observation_space)
+    if inner != outer:
+        names = ", ".join(type(wrapper).__name__ for wrapper in outside)
+        raise UnsupportedError(
+            f"{names} around VecNormalize makes observations of shape {outer} from {inner}, {kept} of the latter: put "
+            f"VecNormalize around {names}."
+        )
+
+
+def _shapes(space: spaces.Space[Any]) -> object:
+    return {key: part.shape for key, part in space.items()} if isinstance(space, spaces.Dict) else space.shape
 
 
 def check_train_freq(train_freq: TrainFreq, n_envs: int) -> None:

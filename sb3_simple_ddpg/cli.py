@@ -14,7 +14,8 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,7 +30,7 @@ from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_simple_ddpg import checks, presets, runs
-from sb3_simple_ddpg.algorithms import assign, take_normalize
+from sb3_simple_ddpg.algorithms import assign, env_kwargs_from, take_normalize
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.q_bias import QBiasCallback
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -44,6 +45,7 @@ Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 
 def train(
     env: str = "Pendulum-v1",
+    env_kwargs: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
     episodes: int | None = None,
     timesteps: int | None = None,
     seed: int = 0,
@@ -67,6 +69,8 @@ def train(
     Train on an environment, then evaluate; by default DDPG on Pendulum-v1 for 100 episodes.
 
     :param env: name of a registered environment; package.module:Name-v0 imports the module first
+    :param env_kwargs: an argument of the environment's constructor, such as goal_velocity=0.1, or
+        max_episode_steps=500; may be repeated
     :param episodes: number of episodes in all environments together; 100 where no timesteps are given
     :param timesteps: number of timesteps, instead of episodes
     :param seed: of everything that is random
@@ -74,10 +78,11 @@ def train(
         environment's own, where there is one
     :param n_envs: number of environments side by side
     :param vec_env: all environments in this process, or each in its own
-    :param wrapper: import paths of wrappers for each environment, the innermost first
+    :param wrapper: wrappers of each environment, module:Name, the innermost first
     :param normalize: wrap the environments in VecNormalize
-    :param set: an argument of SimpleDDPG, such as gamma=0.98 or policy_kwargs.net_arch=[64,64], or
-        normalize_observations=True, which is --normalize for observations alone; may be repeated
+    :param set: an argument of SimpleDDPG, such as gamma=0.98, policy_kwargs.net_arch=[64,64] or
+        replay_buffer_class=HerReplayBuffer (a class of your own: module:Name), or normalize_observations=True, which is
+        --normalize for observations alone; may be repeated
     :param out: folder to write; runs/<env>-<date-time> without it
     :param overwrite: replace the run in a folder that is not empty
     :param device: auto, cpu, cuda
@@ -98,8 +103,9 @@ def train(
         _assign(arguments, assignment)
     observations = take_normalize(arguments)
     settings = runs.EnvSettings(
-        env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize, observations
-    )
+        env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize, observations,
+        _env_kwargs(env_kwargs, env),
+    )  # fmt: skip
     timesteps, max_episodes = _budget(settings, episodes, timesteps)
     if eval_episodes < 0:
         raise ValueError(f"--eval-episodes must be at least 0, got {eval_episodes}.")
@@ -214,7 +220,11 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
 
 
 def evaluate(
-    run: tyro.conf.Positional[Path], episodes: int = 100, seed: int = 10_000, video: Path | None = None
+    run: tyro.conf.Positional[Path],
+    episodes: int = 100,
+    seed: int = 10_000,
+    video: Path | None = None,
+    env_kwargs: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
 ) -> int:
     """
     Play deterministic episodes with the model of a run.
@@ -223,15 +233,17 @@ def evaluate(
     :param episodes: number of episodes
     :param seed: of the environments
     :param video: film of the first episode to write, .gif or .mp4; no display is needed
+    :param env_kwargs: an argument of the environment, where it shall be another than in training; may be repeated
     :return: exit status
     """
+    of_env = _env_kwargs(env_kwargs, runs.read_config(run)["env"].env_id)
     if video is not None:
         from sb3_simple_ddpg.video import film_run
 
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a display, also where none is needed
-        frames = film_run(run, video, seed)
+        frames = film_run(run, video, seed, of_env)
         print(f"Wrote {video}, {frames} timesteps, {video.stat().st_size} bytes.")
-    _print_evaluation(runs.evaluate_run(run, episodes, seed))
+    _print_evaluation(runs.evaluate_run(run, episodes, seed, of_env))
     return 0
 
 
@@ -346,6 +358,7 @@ def export(run: tyro.conf.Positional[Path], to: Path) -> int:
 
 def compare(
     env: tuple[str, ...] = (),
+    env_kwargs: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
     algorithms: tuple[str, ...] = (),
     seeds: int | None = None,
     first_seed: int | None = None,
@@ -369,6 +382,7 @@ def compare(
     Compare algorithms honestly: many seeds, the same budget, evaluation apart from training, intervals.
 
     :param env: environments, each for all algorithms; Pendulum-v1 without it
+    :param env_kwargs: an argument of every environment, as for train, or environment.name=value; may be repeated
     :param algorithms: simple_ddpg, ddpg, td3, sac, tqc, crossq, or name=module:Class; simple_ddpg ddpg without it. The
         others are compared with the first
     :param seeds: number of runs of each algorithm in each environment, at least 2; 10 without it
@@ -377,7 +391,7 @@ def compare(
     :param set: an argument of an algorithm, such as td3.gamma=0.98, or of all, such as all.action_noise=0.1 or
         "action_noise=OrnsteinUhlenbeck(0.5)"; may be repeated
     :param preset: of every SimpleDDPG, or algorithm=preset: default, article, lillicrap2015, fujimoto2018, pendulum,
-        rl-zoo; without it each algorithm's own defaults
+        robust or rl-zoo; without it each algorithm's own defaults
     :param eval_every: timesteps between evaluations; a twentieth of a run without it
     :param eval_episodes: deterministic episodes in each evaluation; 10 without it
     :param threads: PyTorch's threads in each run; 1 without it
@@ -401,8 +415,8 @@ def compare(
         raise ValueError("--resume needs --out, the folder that a comparison was begun in, and no --overwrite.")
     folder = out if resume and out is not None else _choose_folder(out, "compare", overwrite)
     request = comparison.Request(
-        env, algorithms, seeds, first_seed, timesteps, tuple(itertools.chain(*set)), preset, eval_every, eval_episodes,
-        threads, threshold, margin,
+        env, tuple(itertools.chain(*env_kwargs)), algorithms, seeds, first_seed, timesteps,
+        tuple(itertools.chain(*set)), preset, eval_every, eval_episodes, threads, threshold, margin,
     )  # fmt: skip
     if overwrite and folder.is_dir():
         with experiment_folder.locked(folder):
@@ -417,6 +431,7 @@ def compare(
 
 def diagnose(
     what: tyro.conf.Positional[str],
+    env_kwargs: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
     preset: str | None = None,
     n_envs: int = 1,
     wrapper: tuple[str, ...] = (),
@@ -430,6 +445,7 @@ def diagnose(
 
     :param what: folder that `simple-ddpg train` wrote, whose agent plays; or the name of an environment, in which an
         agent that is yet to be trained takes random actions
+    :param env_kwargs: an argument of the environment, as for train
     :param preset: of the agent to be trained, as for train
     :param n_envs: number of environments side by side, as for train
     :param wrapper: of each environment, as for train
@@ -459,8 +475,9 @@ def diagnose(
             _assign(arguments, assignment)
         try:
             settings = runs.EnvSettings(
-                what, wrapper, _at_least_one("n-envs", n_envs), False, normalize, take_normalize(arguments)
-            )
+                what, wrapper, _at_least_one("n-envs", n_envs), False, normalize, take_normalize(arguments),
+                _env_kwargs(env_kwargs, what),
+            )  # fmt: skip
             env: VecEnv = settings.make()
         except ValueError as error:
             raise ValueError(f"{what!r} is neither the folder of a run nor an environment. {error}") from error
@@ -584,12 +601,16 @@ def _budget(env: runs.EnvSettings, episodes: int | None, timesteps: int | None) 
     if timesteps is not None:
         return _at_least_one("timesteps", timesteps), None
     episodes = _at_least_one("episodes", 100 if episodes is None else episodes)
-    one = runs.EnvSettings(env.env_id).make_one()  # without wrappers, which may hide what was registered
+    one = replace(env, wrappers=()).make_one()  # wrappers may hide what was registered
     spec = one.spec
     one.close()
     if spec is None or spec.max_episode_steps is None:
         raise ValueError(f"{env.env_id} sets no limit to an episode, so episodes cannot be planned: give --timesteps.")
     return episodes * spec.max_episode_steps, episodes
+
+
+def _env_kwargs(typed: Iterable[tuple[str, ...]], env_id: str) -> dict[str, Any]:
+    return env_kwargs_from(itertools.chain(*typed), [env_id])[env_id]
 
 
 def _assign(arguments: dict[str, Any], assignment: str) -> None:

@@ -28,7 +28,6 @@ from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_simple_ddpg.failures import check_together
 from sb3_simple_ddpg.footprints import Footprints
 from sb3_simple_ddpg.storage import cut_episodes
 from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
@@ -147,7 +146,6 @@ class Collecting(OffPolicyAlgorithm):
         assert train_freq.frequency > 0, "Should at least collect one step or episode."
         if env.num_envs > 1:
             assert train_freq.unit == TrainFrequencyUnit.STEP, "You must use only one env when doing episodic training."
-        together = isinstance(env.unwrapped, SubprocVecEnv)
         alone = type(callback) is ConvertCallback and callback.callback is None  # nobody else can move the environment
 
         callback.on_rollout_start()
@@ -160,8 +158,6 @@ class Collecting(OffPolicyAlgorithm):
             actions, buffer_actions = self._sample_action(learning_starts, action_noise, env.num_envs)
             try:
                 new_obs, rewards, dones, infos = self._step_environment(env, actions, alone)
-                if together:
-                    self._check_together(env, new_obs)
                 self.num_timesteps += env.num_envs
                 num_collected_steps += 1
                 self._unstored = self._hold(buffer_actions, new_obs, rewards, dones, infos)
@@ -281,8 +277,6 @@ class Collecting(OffPolicyAlgorithm):
         self._begin_with(self.env, self.env.reset())
 
     def _begin_with(self, env: VecEnv, observations: Any) -> None:  # noqa: ANN401 - of any space
-        if isinstance(env.unwrapped, SubprocVecEnv):
-            self._check_together(env, observations)
         self._last_obs = _kept(observations)
         self._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
         if self._vec_normalize_env is not None:
@@ -310,11 +304,6 @@ class Collecting(OffPolicyAlgorithm):
             type(buffer) not in (ReplayBuffer, DictReplayBuffer) or buffer.optimize_memory_usage
         ):
             cut_episodes(buffer)
-
-    def _check_together(self, env: VecEnv, observations: Any) -> None:  # noqa: ANN401 - may be anything
-        if self._vec_normalize_env is not None:  # which may have made a wrong shape a right one
-            check_together(self._vec_normalize_env.old_obs, self._vec_normalize_env.venv.observation_space)
-        check_together(observations, env.observation_space)
 
 
 def _kept(observations: Any) -> Any:  # noqa: ANN401 - of any space

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sb3_simple_ddpg import comparison_report as report
 from sb3_simple_ddpg import experiment_folder, statistics
-from sb3_simple_ddpg.algorithms import find_algorithms, settings_from
+from sb3_simple_ddpg.algorithms import env_kwargs_from, find_algorithms, settings_from
 from sb3_simple_ddpg.experiment import Experiment, run_experiment
 from sb3_simple_ddpg.experiment_display import Display
 from sb3_simple_ddpg.statistics import Array, Interval
@@ -38,6 +38,7 @@ class Request:
     """
 
     env: tuple[str, ...] = ()
+    env_kwargs: tuple[str, ...] = ()
     algorithms: tuple[str, ...] = ()
     seeds: int | None = None
     first_seed: int | None = None
@@ -53,10 +54,11 @@ class Request:
     def over(self, other: "Request") -> "Request":
         """
         :param other: an earlier request, or the defaults
-        :return: this one, with the other's where this one says nothing; settings and presets follow the other's
+        :return: this one, with the other's where this one says nothing; settings, presets and arguments of the
+            environment follow the other's
         """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in ("settings", "preset"):
+        for name in ("settings", "preset", "env_kwargs"):
             values[name] = tuple(dict.fromkeys([*getattr(other, name), *values[name]]))
         return Request(
             **{name: getattr(other, name) if value in (None, ()) else value for name, value in values.items()}
@@ -129,6 +131,7 @@ def compare(
             range(request.first_seed, request.first_seed + request.seeds),
             request.timesteps,
             settings=lambda algorithms, env_id: settings_from(algorithms, request.settings, request.preset, env_id),
+            env_kwargs=env_kwargs_from(request.env_kwargs, request.env),
             eval_every=request.eval_every,
             eval_episodes=request.eval_episodes,
             threads=request.threads,

@@ -316,6 +316,9 @@ def _aggregate_table(aggregate: Mapping[str, Any]) -> str:
 def _settings(plan: Mapping[str, Any]) -> str:
     parts = []
     for env_id in plan["env_ids"]:
+        if of_env := plan.get("env_kwargs", {}).get(env_id):
+            said = ", ".join(f"`{name}={_value(value)}`" for name, value in of_env.items())
+            parts += [f"{env_id} is made with {said}."]
         different = plan["differing"][env_id]
         if different:
             rows = [

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Job:
     :param eval_every: timesteps between two evaluations; the first stands before training, the last at its end
     :param eval_episodes: number of deterministic episodes in each evaluation
     :param threads: of PyTorch
+    :param env_kwargs: arguments of the environment
     """
 
     algorithm: Algorithm
@@ -56,6 +58,7 @@ class Job:
     eval_every: int
     eval_episodes: int
     threads: int = 1
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -80,7 +83,7 @@ def execute(job: Job) -> dict[str, Any]:
     """
     th.set_num_threads(job.threads)
     started = datetime.now(UTC)
-    settings = runs.EnvSettings(job.env_id)
+    settings = runs.EnvSettings(job.env_id, kwargs=job.env_kwargs)
     eval_env = settings.make(n_envs=min(10, job.eval_episodes))
     env = settings.make_one()
     observer = _Observer(job, eval_env)

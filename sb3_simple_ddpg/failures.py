@@ -5,15 +5,19 @@ traceback; a note is added to it.
 """
 
 import contextlib
+import math
 import os
 import socket
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from multiprocessing import Pipe, connection
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
@@ -62,36 +66,90 @@ def watched_environments(model: "SimpleDDPG") -> Iterator[None]:
         raise
 
 
-def check_observation(name: str, observation: Any, space: spaces.Space[Any]) -> None:  # noqa: ANN401 - may be anything
+def check_observation(name: str, observation: Any, space: spaces.Space[Any]) -> Any:  # noqa: ANN401 - may be anything
     """
+    SB3 casts what it stores to the shape and dtype of the space; so does this, but only where nothing is lost.
+
     :param name: of the environment, for the message
     :param observation: as an environment gave it
     :param space: that it promised
+    :return: the observation, or the same numbers in the shape of the space
     :raises ValueError: for another shape, a missing key, or numbers that the space cannot hold
     """
     if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
+        for key in space.spaces:
             if not isinstance(observation, dict) or key not in observation:
                 raise ValueError(f"{name} gave an observation without the key {key!r} of its space: {observation!r}.")
-            check_observation(f"{name}, key {key!r},", observation[key], part)
-        return
+        parts = {
+            key: check_observation(f"{name}, key {key!r},", observation[key], part)
+            for key, part in space.spaces.items()
+        }
+        same = all(parts[key] is observation[key] for key in parts)
+        return observation if same else {**observation, **parts}
+    shape, dtype = space.shape, space.dtype
+    if type(observation) is np.ndarray and observation.dtype == dtype and observation.shape == shape:
+        return observation
     array = observation if isinstance(observation, np.ndarray) else np.asarray(observation)
-    if array.shape != space.shape:
+    assert shape is not None
+    assert dtype is not None
+    if array.shape != shape and _without_leading_ones(array.shape) != _without_leading_ones(shape):
+        cure = "change the one or the other. (An environment may not change its spaces.)"
+        if array.size == math.prod(shape):
+            cure = f"return np.reshape(observation, {shape})."
         raise ValueError(
-            f"{name} gave an observation of shape {array.shape}, its observation_space has {space.shape}: change the "
-            "one or the other. (An environment may not change its spaces.)"
+            f"{name} gave an observation of shape {array.shape}, its observation_space has {shape}: {cure}"
         )
-    numbers = "biuf" if np.issubdtype(space.dtype, np.floating) else "biu"
-    if array.dtype.kind not in numbers:
+    numbers = _numbers_of(array) if array.dtype.kind == "O" else array
+    if numbers is None or numbers.dtype.kind not in "biuf":
         raise ValueError(
-            f"{name} gave an observation of dtype {array.dtype}, its observation_space holds {space.dtype}, which "
-            "would lose what it says: change the one or the other."
+            f"{name} gave an observation of dtype {array.dtype}, its observation_space holds {dtype}, which would lose "
+            f"what it says: return numbers, got {observation!r}."
         )
+    if dtype.kind != "f" and numbers.dtype != dtype:
+        with np.errstate(invalid="ignore"):
+            whole = numbers.astype(dtype)
+        if not (whole == numbers).all():
+            raise ValueError(
+                f"{name} gave an observation of dtype {array.dtype}, its observation_space holds {dtype}, which would "
+                f"lose what it says (values from {numbers.min()} to {numbers.max()}): give the space dtype=np.float32, "
+                "or return what it can hold."
+            )
+        numbers = whole
+    if isinstance(space, spaces.Discrete) and not 0 <= numbers.item() - space.start < space.n:
+        raise ValueError(f"{name} gave the observation {observation!r}, which is not in its space, {space}.")
+    return numbers if numbers.shape == shape else numbers.reshape(shape)
 
 
-def check_action_space(index: int, env: gym.Env[Any, Any], promised: spaces.Space[Any]) -> None:
+def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What is left of a shape when it is stored: axes of length 1 in front come and go in silence, and lose nothing."""
+    return shape[next((axis for axis, length in enumerate(shape) if length != 1), len(shape)) :]
+
+
+def _numbers_of(objects: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """The real numbers in an array of objects (None and words are none, though NumPy makes some of them); else None."""
+    values = [item if isinstance(item, Decimal | Fraction) else np.asarray(item) for item in objects.flat]
+    if not all(not isinstance(item, np.ndarray) or (item.size == 1 and item.dtype.kind in "biuf") for item in values):
+        return None
+    numbers = [item.item() if isinstance(item, np.ndarray) else float(item) for item in values]
+    return np.array(numbers).reshape(objects.shape)
+
+
+def check_last_observation(name: str, observation: Any, space: spaces.Space[Any]) -> Any:  # noqa: ANN401 - may be anything
     """
-    :param index: of the environment, for the message
+    The last observation of an episode comes in the info: SB3 stores it without a look.
+
+    :param name: of the environment, for the message
+    :param observation: as the environment gave it
+    :param space: that it promised
+    :return: the observation, or the same numbers in the shape of the space
+    :raises ValueError: as `check_observation`
+    """
+    return check_observation(f"{name}, at the end of an episode,", observation, space)
+
+
+def check_action_space(name: str, env: gym.Env[Any, Any], promised: spaces.Space[Any]) -> None:
+    """
+    :param name: of the environment, for the message
     :param env: as it is now
     :param promised: its action space when the networks were built
     :raises ValueError: when its action space is another now
@@ -99,21 +157,9 @@ def check_action_space(index: int, env: gym.Env[Any, Any], promised: spaces.Spac
     now = env.action_space
     if now is not promised and now != promised:
         raise ValueError(
-            f"Environment {index} has changed its action space from {promised} to {now}: it may not, since the "
-            "networks are built for the first one."
+            f"{name} has changed its action space from {promised} to {now}: it may not, since the networks are built "
+            "for the first one."
         )
-
-
-def check_together(observations: Any, space: spaces.Space[Any]) -> None:  # noqa: ANN401 - may be anything
-    """
-    All observations have come as one array: one look at the first will do.
-
-    :param observations: of all environments
-    :param space: of one
-    :raises ValueError: as `check_observation`
-    """
-    first = {key: part[0] for key, part in observations.items()} if isinstance(observations, dict) else observations[0]
-    check_observation("An environment", first, space)
 
 
 @contextlib.contextmanager

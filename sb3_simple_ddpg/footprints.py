@@ -32,6 +32,7 @@ class Footprints:
         self._settled = False
         self._all_before: list[dict[str, Any]] | None = None
         self._episode_begins = False
+        self._of_single_ones = True
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_env": None}  # whoever copies a model need not be able to copy its environment
@@ -69,6 +70,7 @@ class Footprints:
             self._all_before = None
             self._settled = by_step
         self._env, self._episode_begins = env, episode_begins
+        self._of_single_ones = isinstance(env.unwrapped, DummyVecEnv)
         self._objects = _objects(env)
         self._values = self._values_of_now(env)
 
@@ -83,15 +85,17 @@ class Footprints:
         *own_steps, own_seeds, own_options = self._objects
         if any(now is not own for now, own in zip(steps, own_steps, strict=True)):
             return False
-        if seeds is not own_seeds and options is not own_options:  # by a reset; one alone by `seed`, `set_options`
+        # A reset leaves other lists, and empty ones; `seed` and `set_options` leave what they were given.
+        is_reset = seeds is not own_seeds and options is not own_options
+        if is_reset and all(seed is None for seed in seeds) and not any(options):
             return False
         for values, before in zip(self._values_of_now(env), self._values, strict=False):
             if values == before:
                 continue
             changed = sum(now != was for now, was in zip(values, before, strict=True))
             # A callback may have set one of them, or a method that it called. Where the model's own episode begins, all
-            # but one may be the same after somebody else's reset.
-            if changed and (self._episode_begins or 2 * changed >= len(before)):
+            # but one may be the same after somebody else's reset, and so may they in a vectorised environment.
+            if changed and (self._episode_begins or 2 * changed >= len(before) or not self._of_single_ones):
                 return False
         return True
 

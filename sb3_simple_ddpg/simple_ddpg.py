@@ -20,7 +20,7 @@ import torch as th
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
@@ -28,6 +28,7 @@ from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
     ReplayBufferSamples,
+    RolloutReturn,
     Schedule,
     TensorDict,
     TrainFreq,
@@ -39,7 +40,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.collecting import Collecting
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
-from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
+from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, drawn, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
 from sb3_simple_ddpg.networks import Networks
@@ -159,7 +160,7 @@ class SimpleDDPG(Collecting):
                 gamma,
                 train_freq,
                 gradient_steps,
-                action_noise,  # type: ignore[arg-type]  # _setup_model turns it into what SB3 expects
+                action_noise,  # type: ignore[arg-type]  # the setter turns it into what SB3 expects
                 replay_buffer_class,
                 # SB3 writes into both dicts; the caller's stay as they are.
                 dict(replay_buffer_kwargs or {}),
@@ -197,7 +198,11 @@ class SimpleDDPG(Collecting):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        given_space = getattr(env, "observation_space", None)
+        if isinstance(given_space, gym.spaces.Space):  # one of the old `gym` is converted first
+            checks.check_observation_space(given_space)
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        checks.check_observation_space(vec_env.observation_space)
         checks.check_action_space(vec_env.action_space)
         checks.check_wrappers(vec_env)
         return vec_env if isinstance(env, VecEnv) else QuickDummyVecEnv.instead_of(vec_env)
@@ -215,8 +220,7 @@ class SimpleDDPG(Collecting):
             self.observation_space,
             self.policy_kwargs.get("normalize_images", True),
         )
-        assert self.action_space.shape is not None
-        self.action_noise = make_action_noise(self.action_noise, self.action_space.shape, self.n_envs)
+        self.action_noise = self.action_noise  # through the setter, for the environments of now
         # SB3 writes the buffer that it chooses back into these two, and warns when it finds it there after `load`.
         given_class, given_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
         self.replay_buffer_kwargs = dict(given_kwargs)
@@ -230,6 +234,21 @@ class SimpleDDPG(Collecting):
         self._guard = NonFiniteGuard(self)
         if not hasattr(self, "_logger"):
             self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
+
+    @property
+    def action_noise(self) -> ActionNoise | None:
+        """The noise. Whatever the constructor takes may be set at any time; it is used from the next rollout on."""
+        noise: ActionNoise | None = vars(self).get("action_noise")
+        return noise
+
+    @action_noise.setter
+    def action_noise(self, setting: NoiseSetting) -> None:
+        # `load` makes models without spaces, and writes past the setter; `_setup_model` comes here again.
+        space = vars(self).get("action_space")
+        noise = setting if space is None else make_action_noise(setting, space.shape, self.n_envs)
+        if isinstance(noise, GaussianNoise):
+            noise.update(self._current_progress_remaining)
+        vars(self)["action_noise"] = noise  # under its own name, where SB3's `save` and `load` look for it
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -379,6 +398,15 @@ class SimpleDDPG(Collecting):
         assert self._last_obs is not None
         self._guard.check_first(self._last_obs)
 
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
+        """Lines 4 to 6 of Algorithm 1, `train_freq` times: `Collecting`'s, with the noise of now."""
+        noise: ActionNoise | None = kwargs.get("action_noise")
+        set_lately = noise is self.action_noise and not isinstance(noise, VectorizedActionNoise)
+        if noise is not None and set_lately and self.n_envs > 1:
+            # SB3 would wrap it anew for each rollout, so that noise which wanders would always be at its start.
+            kwargs["action_noise"] = self.action_noise = VectorizedActionNoise(noise, self.n_envs)
+        return super().collect_rollouts(*args, **kwargs)
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -387,9 +415,8 @@ class SimpleDDPG(Collecting):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert self.action_space.shape is not None
         checks.check_train_freq(self._train_freq, self.n_envs)
-        self.action_noise = make_action_noise(self.action_noise, self.action_space.shape, self.n_envs)
+        self.action_noise = self.action_noise  # through the setter: it may have been changed in place
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -407,10 +434,12 @@ class SimpleDDPG(Collecting):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Line 4 of Algorithm 1. Mirrors SB3 2.9.2, bit for bit, in fewer calls of NumPy."""
+        shape = n_envs, *(self.action_space.shape or ())
         if self.num_timesteps < learning_starts or action_noise is None or self._last_obs is None:
-            return super()._sample_action(learning_starts, action_noise, n_envs)
+            noise: Any = None if action_noise is None else partial(drawn, action_noise, shape)
+            return super()._sample_action(learning_starts, noise, n_envs)
         unscaled_actions, _ = self.predict(self._last_obs)
-        actions = self.policy.scale_action(unscaled_actions) + action_noise()
+        actions = self.policy.scale_action(unscaled_actions) + drawn(action_noise, shape)
         actions = np.minimum(np.maximum(actions, -1), 1)
         return self.policy.unscale_action(actions), actions
 

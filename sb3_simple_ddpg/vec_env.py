@@ -2,9 +2,9 @@
 
 Not here: another way to step, and what the checks say (`failures.py`).
 
-Environments that are given to the model one by one get a class of our own. A `DummyVecEnv` of the user's keeps its
-class and its methods: while it is `watched`, two of its containers look at what is put in. Copies of them, by `copy`
-or `pickle`, are plain ones, so a copy of such an environment knows nothing of us.
+Environments that are given to the model one by one get a class of our own. A `DummyVecEnv` or `SubprocVecEnv` of the
+user's keeps its class and its methods: while it is `watched`, its containers look at what is put in. Copies of them, by
+`copy` or `pickle`, are plain ones, so a copy of such an environment knows nothing of us.
 """
 
 import contextlib
@@ -13,13 +13,12 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
-from sb3_simple_ddpg.failures import check_action_space, check_observation
+from sb3_simple_ddpg.failures import check_action_space, check_last_observation, check_observation
 
 Info = dict[str, Any]
 #: Values that a copy may share.
@@ -52,17 +51,16 @@ class QuickDummyVecEnv(DummyVecEnv):
             self.buf_infos[env_idx] = info
             info["TimeLimit.truncated"] = truncated and not terminated
             if over:
-                info["terminal_observation"] = deepcopy(obs)  # reset may write into the same array
+                last = check_last_observation(f"Environment {env_idx}", obs, self.observation_space)
+                info["terminal_observation"] = deepcopy(last)  # reset may write into the same array
                 obs, self.reset_infos[env_idx] = self.envs[env_idx].reset()
             self._save_obs(env_idx, obs)
         return self._obs_from_buf(), self.buf_rews.copy(), self.buf_dones.copy(), [*map(_copied, self.buf_infos)]
 
     def _save_obs(self, env_idx: int, obs: Any) -> None:  # noqa: ANN401 - may be anything
-        space = self.observation_space
-        if type(obs) is not np.ndarray or obs.shape != space.shape or obs.dtype != space.dtype:
-            check_observation(f"Environment {env_idx}", obs, space)
-        check_action_space(env_idx, self.envs[env_idx], self.action_space)
-        super()._save_obs(env_idx, obs)
+        name = f"Environment {env_idx}"
+        check_action_space(name, self.envs[env_idx], self.action_space)
+        super()._save_obs(env_idx, check_observation(name, obs, self.observation_space))
 
     def _obs_from_buf(self) -> VecEnvObs:
         if self.keys == [None]:  # neither Dict nor Tuple
@@ -78,66 +76,67 @@ def _copied(info: Info) -> Info:
 @contextlib.contextmanager
 def watched(env: VecEnv | None) -> Iterator[None]:
     """
-    While it lasts, a `DummyVecEnv` of the user's, which would spread a wrong shape over its arrays and cut a wrong
-    dtype off in silence, looks at what its environments give, and copies the last observation before a reset.
+    While it lasts, a vectorised environment of the user's looks at what its environments give.
 
-    :param env: any; for others than `DummyVecEnv`, and for one that is watched already, nothing happens
+    `DummyVecEnv` would spread a wrong shape over its arrays and cut a wrong dtype off in silence; it also keeps the
+    last observation of an episode where a reset may write into it.
+
+    :param env: any; for other kinds, and for one that is watched already, nothing happens
     """
     inner = None if env is None else env.unwrapped
-    if not isinstance(inner, DummyVecEnv) or isinstance(inner, QuickDummyVecEnv):
+    with contextlib.ExitStack() as watch:
+        if isinstance(inner, DummyVecEnv) and not isinstance(inner, QuickDummyVecEnv):
+            watch.enter_context(_watched_here(inner))
+        elif isinstance(inner, SubprocVecEnv) and not isinstance(inner.remotes[0], _WatchedRemote):
+            remotes = inner.remotes
+            watched_remotes = tuple(_WatchedRemote(inner, index) for index in range(len(remotes)))
+            inner.remotes = watched_remotes
+            watch.callback(_put_back, inner, watched_remotes, remotes)
         yield
-        return
-    look = _Look(inner)
-    rows, infos = dict(inner.buf_obs), inner.buf_infos
-    watched_rows = {
-        key: _WatchedRows.around(array, look, key) for key, array in rows.items() if type(array) is np.ndarray
-    }
-    inner.buf_obs.update(watched_rows)
-    watched_infos = _WatchedInfos(infos) if type(infos) is list else infos
-    inner.buf_infos = watched_infos
+
+
+def _put_back(env: SubprocVecEnv, watched_remotes: Any, remotes: Any) -> None:  # noqa: ANN401 - tuples
+    if env.remotes is watched_remotes:
+        env.remotes = remotes
+
+
+@contextlib.contextmanager
+def _watched_here(env: DummyVecEnv) -> Iterator[None]:
+    action_spaces = [one.action_space for one in env.envs]
+    rows, infos = dict(env.buf_obs), env.buf_infos
+    watched_rows: dict[Any, _WatchedRows] = {}
+    for key, array in rows.items():
+        if type(array) is np.ndarray:  # not watched already
+            watched_rows[key] = array.view(_WatchedRows)
+            watched_rows[key]._watched = env, key, action_spaces
+    env.buf_obs.update(watched_rows)
+    watched_infos = _WatchedInfos(infos, env.observation_space) if type(infos) is list else infos
+    env.buf_infos = watched_infos
     try:
         yield
     finally:  # what somebody else has put there meanwhile stays
-        for key, array in watched_rows.items():
-            if inner.buf_obs.get(key) is array:
-                inner.buf_obs[key] = rows[key]
-        if inner.buf_infos is watched_infos and watched_infos is not infos:
+        for key, watched_array in watched_rows.items():
+            if env.buf_obs.get(key) is watched_array:
+                env.buf_obs[key] = rows[key]
+        if env.buf_infos is watched_infos and watched_infos is not infos:
             infos[:] = map(dict, watched_infos)
-            inner.buf_infos = infos
-
-
-class _Look:
-    """Looks at an observation that an environment of `DummyVecEnv` has given."""
-
-    def __init__(self, env: DummyVecEnv) -> None:
-        self.env = env
-        self.action_spaces = [one.action_space for one in env.envs]
-
-    def __call__(self, env_idx: int, key: Any, observation: Any) -> None:  # noqa: ANN401 - may be anything
-        space: Any = self.env.observation_space
-        name = f"Environment {env_idx}"
-        if isinstance(space, spaces.Dict):
-            name, space = f"{name}, key {key!r},", space[key]
-        if type(observation) is not np.ndarray or observation.shape != space.shape or observation.dtype != space.dtype:
-            check_observation(name, observation, space)
-        check_action_space(env_idx, self.env.envs[env_idx], self.action_spaces[env_idx])
+            env.buf_infos = infos
 
 
 class _WatchedRows(np.ndarray[Any, Any]):
     """The array that `DummyVecEnv` collects observations in, over the same memory. What is made of it is plain."""
 
-    _look: _Look | None = None  # parts of it, which are of this class too, have none
-    _key: Any = None  # of a Dict
-
-    @classmethod
-    def around(cls, array: npt.NDArray[Any], look: _Look, key: Any) -> "_WatchedRows":  # noqa: ANN401 - of a Dict, or None
-        rows = array.view(cls)
-        rows._look, rows._key = look, key
-        return rows
+    #: Environment, key of a Dict, action spaces. Views of it, which are of this class too, have none.
+    _watched: tuple[DummyVecEnv, Any, list[spaces.Space[Any]]] | None = None
 
     def __setitem__(self, index: Any, value: Any) -> None:  # noqa: ANN401 - as NumPy's
-        if self._look is not None and type(index) is int:
-            self._look(index, self._key, value)
+        if self._watched is not None and type(index) is int:
+            env, key, action_spaces = self._watched
+            name, space = f"Environment {index}", env.observation_space
+            if isinstance(space, spaces.Dict):
+                name, space = f"{name}, key {key!r},", space[key]
+            value = check_observation(name, value, space)
+            check_action_space(f"Environment {index}", env.envs[index], action_spaces[index])
         super().__setitem__(index, value)
 
     def __copy__(self) -> Any:  # noqa: ANN401 - a plain array
@@ -156,8 +155,15 @@ class _WatchedRows(np.ndarray[Any, Any]):
 class _WatchedInfos(list[Info]):
     """What `DummyVecEnv` collects infos in."""
 
+    def __init__(self, infos: list[Info], space: spaces.Space[Any]) -> None:
+        super().__init__(infos)
+        self._space = space
+
     def __setitem__(self, index: Any, info: Any) -> None:  # noqa: ANN401 - as list's
-        super().__setitem__(index, _WatchedInfo(info) if type(info) is dict else info)
+        if type(info) is dict:
+            info = _WatchedInfo(info)
+            info.watched = f"Environment {index}", self._space
+        super().__setitem__(index, info)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> list[Info]:
         return [*map(_copied, self)]
@@ -169,11 +175,57 @@ class _WatchedInfos(list[Info]):
 class _WatchedInfo(Info):
     """An info in which the last observation of an episode is a copy: reset may write into the same array."""
 
+    watched: tuple[str, spaces.Space[Any]]
+
     def __setitem__(self, key: str, value: Any) -> None:  # noqa: ANN401 - may be anything
-        super().__setitem__(key, deepcopy(value) if key == "terminal_observation" else value)
+        if key == "terminal_observation":
+            value = deepcopy(check_last_observation(self.watched[0], value, self.watched[1]))
+        super().__setitem__(key, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Info:
         return deepcopy(dict(self), memo)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # noqa: ANN401 - as dict's
         return dict, (dict(self),)
+
+
+class _WatchedRemote:
+    """The pipe to one process of `SubprocVecEnv`."""
+
+    def __init__(self, env: SubprocVecEnv, index: int) -> None:
+        self._env, self._index, self._remote = env, index, env.remotes[index]
+        self._command: str | None = None
+        self._error: ValueError | None = None
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all else is the pipe's
+        return getattr(vars(self)["_remote"], name)
+
+    def send(self, message: tuple[str, Any]) -> None:
+        self._command = message[0]
+        self._remote.send(message)
+
+    def recv(self) -> Any:  # noqa: ANN401 - whatever the process answers
+        answer, command, self._command = self._remote.recv(), self._command, None
+        if command not in ("step", "reset"):
+            return answer
+        name, space = f"Environment {self._index}", self._env.observation_space
+        try:
+            answer = check_observation(name, answer[0], space), *answer[1:]
+            if command == "step" and answer[2] and "terminal_observation" in answer[3]:
+                last = check_last_observation(name, answer[3]["terminal_observation"], space)
+                answer[3]["terminal_observation"] = last
+        except ValueError as error:
+            self._error = error
+        self._raise_when_all_have_answered()
+        return answer
+
+    def _raise_when_all_have_answered(self) -> None:
+        """What stays in a pipe would be taken for the next answer."""
+        remotes: Any = self._env.remotes
+        if self._index == len(remotes) - 1:
+            errors = [remote._error for remote in remotes if remote._error is not None]
+            for remote in remotes:
+                remote._error = None
+            if errors:
+                self._env.waiting = False
+                raise errors[0]

@@ -11,10 +11,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch as th
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_simple_ddpg import SimpleDDPG, plotting, presets, runs
+from sb3_simple_ddpg import SimpleDDPG, cli, plotting, presets, runs
 from sb3_simple_ddpg.cli import main
 from sb3_simple_ddpg.export import load_policy
 
@@ -120,6 +125,66 @@ def test_observations_alone_are_normalised_by_the_preset_or_by_set_and_a_run_goe
     assert runs.evaluate_run(out, 1, 0)
 
 
+def bandit_return(model: SimpleDDPG, best: float) -> float:
+    """1 - |a - best| for the one action that the model knows."""
+    action, _ = model.predict(np.zeros(1, np.float32))
+    return 1 - abs(action.item() - best)
+
+
+def test_arguments_of_the_environment_are_those_of_training_resume_and_evaluation(tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["--env-kwargs", "best=0.5", "--env-kwargs", "low=-2.0", "high=2"]
+    assert train("--timesteps", "40", *given, "--checkpoint-every", "20", "--out", str(out)) == 0
+    settings = runs.read_config(out)["env"]
+    assert settings.kwargs == {"best": 0.5, "low": -2.0, "high": 2}
+    model = SimpleDDPG.load(out / "model.zip")
+    assert (model.action_space.low.item(), model.action_space.high.item()) == (-2.0, 2.0)
+    assert runs.evaluate_run(out, 1, 0) == pytest.approx([bandit_return(model, 0.5)], abs=1e-6)
+    # Another one for an evaluation; the others stay.
+    assert runs.evaluate_run(out, 1, 0, {"best": 1.0}) == pytest.approx([bandit_return(model, 1.0)], abs=1e-6)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "timesteps": 60}))
+    assert main(["train", "--resume", str(out), "--eval-episodes", "1", "--no-progress"]) == 0
+    model = SimpleDDPG.load(out / "model.zip")
+    assert (model.num_timesteps, model.action_space.low.item()) == (60, -2.0)
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--episodes", "1", "--env-kwargs", "best=1.5"]) == 0
+    assert f"mean return {bandit_return(model, 1.5):.1f}" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--env-kwargs", "bets=1.5"]) == 2
+    assert "has no argument 'bets': did you mean best" in capsys.readouterr().err
+    assert main(["diagnose", str(out), "--env-kwargs", "best=1.5"]) == 2
+    assert "A run has its own settings: leave out --env-kwargs" in capsys.readouterr().err
+
+
+def test_values_of_the_environment_s_arguments_come_back_as_they_were_typed(tmp_path):
+    typed = ["a=(1, 2)", "b=None", "c=True", "d=fast", "e='1'", "f={'x': (3,)}", "g=-1e-3", "h=a=b"]
+    kwargs = cli._env_kwargs([tuple(typed)], "E-v0")
+    assert kwargs == {
+        "a": (1, 2), "b": None, "c": True, "d": "fast", "e": "1", "f": {"x": (3,)}, "g": -1e-3, "h": "a=b",
+    }  # fmt: skip
+    runs.write_config(tmp_path, runs.EnvSettings("E-v0", kwargs=kwargs), {})
+    assert runs.read_config(tmp_path)["env"].kwargs == kwargs
+
+
+def test_episodes_may_be_cut_where_the_environment_sets_no_limit(tmp_path):
+    """`TestEndless-v0` ends after 3 steps of itself and is registered without a limit."""
+    out = tmp_path / "run"
+    env = ["--env", "tests.environments:TestEndless-v0", "--env-kwargs", "max_episode_steps=2"]
+    assert train(*env, "--episodes", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    assert load_results(str(out)).l.tolist() == [2] * 5
+
+
+def test_a_diagnosis_is_of_the_environment_with_its_arguments(capsys):
+    """An action range of 4e6 to one side is a finding; the default of the bandit's is none of that kind."""
+    seen = []
+    wide = ["diagnose", SMALL[1], "--env-kwargs", "low=-1.0", "high=4e6", *SMALL[2:6]]
+    assert main(wide) in (0, 1)
+    seen.append(capsys.readouterr().out)
+    assert main(["diagnose", SMALL[1], *SMALL[2:6]]) in (0, 1)
+    seen.append(capsys.readouterr().out)
+    assert seen[0] != seen[1]
+
+
 def test_normalize_observations_is_true_or_false(tmp_path, capsys):
     assert train("--set", "normalize_observations=3", "--out", str(tmp_path / "run")) == 2
     assert "normalize_observations must be True or False, got 3" in capsys.readouterr().err
@@ -151,6 +216,45 @@ def test_set_takes_literals_classes_and_repeats(tmp_path):
     assert (model.gamma, model.action_noise, model.buffer_size) == (0.5, None, 500)
     assert model.policy_kwargs["activation_fn"].__name__ == "Tanh"
     assert model.policy_kwargs["net_arch"] == [8]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("replay_buffer_class=HerReplayBuffer", HerReplayBuffer),
+        ("replay_buffer_class=NStepReplayBuffer", NStepReplayBuffer),
+        ("policy_kwargs.features_extractor_class=NatureCNN", NatureCNN),
+        ("policy_kwargs.optimizer_class=AdamW", th.optim.AdamW),
+        ("policy_kwargs.optimizer_class=RMSpropTFLike", RMSpropTFLike),
+        ("policy_kwargs.activation_fn=ELU", th.nn.ELU),
+        ("policy_kwargs.activation_fn=torch.nn:ELU", th.nn.ELU),
+        ("policy_kwargs.activation_fn=torch.nn.ELU", th.nn.ELU),
+        ("replay_buffer_class=None", None),
+    ],
+)
+def test_a_class_is_set_by_module_and_name_or_where_it_is_known_by_its_name(typed, expected):
+    arguments: dict = {}
+    cli._assign(arguments, typed)
+    (value,) = arguments.values()
+    assert (next(iter(value.values())) if isinstance(value, dict) else value) is expected
+
+
+def test_a_run_has_the_class_that_was_set_by_its_name(tmp_path):
+    out = tmp_path / "run"
+    classes = ["--set", "policy_kwargs.optimizer_class=SGD", "policy_kwargs.activation_fn=Tanh"]
+    assert train("--timesteps", "20", *classes, "--eval-episodes", "0", "--out", str(out)) == 0
+    model = SimpleDDPG.load(out / "model.zip")
+    assert isinstance(model.critic.optimizer, th.optim.SGD)
+    assert any(isinstance(layer, th.nn.Tanh) for layer in model.critic.modules())
+    assert runs.read_config(out)["arguments"]["policy_kwargs"]["activation_fn"].endswith("activation.Tanh")
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_help_names_every_preset(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert [name for name in [*presets.PRESETS, "rl-zoo"] if name not in printed] == []
 
 
 def test_a_preset_is_taken_and_set_changes_it_without_touching_the_preset(tmp_path, capsys):
@@ -189,7 +293,21 @@ def test_a_folder_that_is_not_empty_is_left_alone_unless_told(tmp_path, capsys):
         (["--set", "seed=1"], "use --seed 1"),
         (["--set", "tensorboard_log=logs"], "use --tensorboard"),
         (["--set", "policy_kwargs.activation_fn=torch.nn.Nope"], "'torch.nn.Nope' cannot be imported"),
+        (["--set", "policy_kwargs.activation_fn=torch.nn:Nope"], "torch.nn has no 'Nope'; write package.module:Name"),
+        (["--set", "policy_kwargs.activation_fn=Thanh"], "no such name. did you mean Tanh"),
+        (["--set", "replay_buffer_class=HerBuffer"], "did you mean HerReplayBuffer"),
+        (["--set", "policy_kwargs.optimizer_class=Adan"], "did you mean Adam"),
+        (["--set", "replay_buffer_class=torch.optim:Adam"], "torch.optim:Adam is no ReplayBuffer"),
+        (["--set", "policy_kwargs.features_extractor_class=math:pi"], "math:pi is no BaseFeaturesExtractor"),
+        (["--set", "replay_buffer_class=nowhere:Buffer"], "'nowhere:Buffer' cannot be imported"),
         (["--set", "on_non_finite=jump"], "on_non_finite must be 'stop' or 'skip', got 'jump'"),
+        (["--env-kwargs", "bst=1.0"], "has no argument 'bst': did you mean best"),
+        (["--env-kwargs", "best"], "--env-kwargs takes name=value, an argument of the environment, got 'best'"),
+        (["--env-kwargs", "render_mode=human"], "--video for a film"),
+        (["--env", "tests.environments:TestRequired-v0"], "needs --env-kwargs best=VALUE"),
+        (["--env", "tests.environments:TestRequired-v0", "--env-kwargs", "best=1", "lo=2"], "has no argument 'lo'"),
+        (["--env", "MountainCarContinuous-v0", "--env-kwargs", "goal_speed=1"], "did you mean goal_velocity"),
+        (["--env", "Pendulum-v1", "--env-kwargs", "gravity=9.8"], "choose from g, max_episode_steps"),
         (["--wrapper", "nowhere.Wrapper"], "'nowhere.Wrapper' cannot be imported"),
         (["--preset", "nope"], "no preset 'nope'"),
         (["--episodes", "3", "--timesteps", "3"], "not both"),
@@ -204,7 +322,8 @@ def test_a_folder_that_is_not_empty_is_left_alone_unless_told(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_refused_with_nothing_written(args: list[str], message: str, tmp_path, capsys):
-    assert main(["train", "--out", str(tmp_path / "run"), *args]) == 2
+    # The last --env counts.
+    assert main(["train", "--env", SMALL[1], "--out", str(tmp_path / "run"), *args]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

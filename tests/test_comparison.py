@@ -115,6 +115,25 @@ def test_resume_takes_the_stored_settings_and_first_seed_gives_fresh_seeds(here,
     assert len(list((tmp_path / "out" / "results").iterdir())) == 4
 
 
+def test_arguments_of_environments_are_given_to_all_or_to_one_and_used_again(here, tmp_path, capsys):
+    out = tmp_path / "out"
+    of_env = ["max_episode_steps=4", f"{BANDIT}.best=0.5", "Pendulum-v1.g=5"]
+    envs = ["--env", BANDIT, "Pendulum-v1", "--env-kwargs", *of_env]
+    expected = {BANDIT: {"max_episode_steps": 4, "best": 0.5}, "Pendulum-v1": {"max_episode_steps": 4, "g": 5}}
+    assert compare("--seeds", "2", *envs, "--algorithms", "simple_ddpg", "--out", str(out)) == 0
+    assert {job.env_id: job.env_kwargs for job in here.done} == expected
+    page = (out / "summary.md").read_text()
+    assert "Pendulum-v1 is made with `max_episode_steps=4`, `g=5`." in page
+    assert f"--env-kwargs max_episode_steps=4 {BANDIT}.best=0.5 Pendulum-v1.g=5 " in page
+    here.done.clear()
+    assert main(["compare", "--resume", "--seeds", "3", "--out", str(out)]) == 0
+    assert {job.env_id: job.env_kwargs for job in here.done} == expected
+    here.done.clear()
+    assert main(["compare", "--resume", "--env-kwargs", "Pendulum-v1.g=9", "--out", str(out)]) == 2
+    assert "the arguments of Pendulum-v1 were" in capsys.readouterr().err
+    assert here.done == []
+
+
 def test_a_failed_run_is_in_the_summary_and_in_the_exit_status(here, tmp_path, capsys):
     out = tmp_path / "out"
     args = ["--algorithms", "simple_ddpg", "broken=tests.test_experiment:Fails", "--seeds", "3", "--out", str(out)]
@@ -147,6 +166,8 @@ def test_when_every_run_of_an_algorithm_fails_the_rest_is_still_summarised(here,
         (["--algorithms", "ddpg", "ddpg"], "is given twice"),
         (["--env", "Pendulum-v9"], "'Pendulum-v9' cannot be made"),
         (["--env", "CartPole-v1"], "must be a Box"),
+        (["--env-kwargs", "bst=1"], "has no argument 'bst': did you mean best"),
+        (["--env-kwargs", "=1"], "--env-kwargs takes name=value"),
         (["--threshold", "high"], "--threshold takes a return, or environment=return, got 'high'"),
         (["--threshold", "nan"], "must be a finite return"),
         (["--threshold", "Ant-v5=3"], "'Ant-v5' takes no part"),

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -212,6 +214,32 @@ def test_a_failed_run_is_reported_and_the_others_go_on(here, tmp_path):
     ]
 
 
+def test_arguments_of_an_environment_are_those_of_training_and_evaluation(here, tmp_path):
+    kwargs = {BANDIT: {"best": 1.0, "low": -2.0}}
+    found = small(["simple_ddpg"], seeds=1, env_kwargs=kwargs, folder=tmp_path)
+    model = SimpleDDPG("MlpPolicy", Bandit(**kwargs[BANDIT]), seed=0, **SMALL).learn(40)
+    returns = [episode["r"] for episode in model.ep_info_buffer]
+    assert found.episodes.episode_return.tolist() == pytest.approx(returns, abs=1e-6)  # Monitor rounds to 6 digits
+    action, _ = model.predict(np.zeros(1, np.float32))
+    # The last evaluation stands before the last update, of which there were 30. With best=2 it would be one less.
+    assert found.runs.final_return.item() == pytest.approx(1 - abs(action.item() - 1.0), abs=0.1)
+    assert found.plan["env_kwargs"] == kwargs
+    # Uniform actions in [-2, 3]: the mean of |a - 1| is (9 + 4) / 2 / 5 = 1.3, within four standard errors of 20.
+    assert found.plan["random_returns"][BANDIT] == pytest.approx(-0.3, abs=4 * 0.85 / 20**0.5)
+    with pytest.raises(ValueError, match=r"the arguments of .* were .*'best': 1.0.* and are now .*'best': 0.5"):
+        small(["simple_ddpg"], seeds=1, env_kwargs={BANDIT: {"best": 0.5}}, folder=tmp_path, resume=True)
+
+
+def test_a_folder_of_before_there_were_arguments_of_environments_goes_on(here, tmp_path):
+    small(["simple_ddpg"], seeds=1, folder=tmp_path)
+    plan = json.loads((tmp_path / "config.json").read_text())
+    del plan["env_kwargs"]
+    (tmp_path / "config.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match="the arguments of"):
+        small(["simple_ddpg"], seeds=2, env_kwargs={BANDIT: {"best": 1.0}}, folder=tmp_path, resume=True)
+    assert len(small(["simple_ddpg"], seeds=2, folder=tmp_path, resume=True).runs) == 2
+
+
 def test_resume_runs_what_failed_again_and_nothing_else(here, tmp_path, monkeypatch):
     names = ["broken=tests.test_experiment:Fails"]
     small(names, seeds=3, folder=tmp_path)
@@ -308,6 +336,39 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
         experiment_folder.read_records(tmp_path)
 
 
+@pytest.mark.parametrize("python", [[], ["-O"]])
+def test_files_that_hold_something_else_are_refused_without_assert_too(python, tmp_path):
+    """`python -O` leaves out every assert."""
+    code = """
+import sys
+from pathlib import Path
+from sb3_simple_ddpg import algorithms, experiment_folder
+for folder in map(Path, sys.argv[1:]):
+    for read in (
+        lambda: experiment_folder.read_records(folder),
+        lambda: experiment_folder.read_plan(folder),
+        lambda: algorithms.parse_value("action_noise", "OrnsteinUhlenbeck(0.5) * 2"),
+    ):
+        try:
+            print(read())
+        except ValueError as error:
+            print(error)
+"""
+    wrong = [("{}", "{}"), ("[1]", "[1]"), ('{"seed": 1}', '{"seeds": [1]}'), ("3", "null")]
+    folders = [tmp_path / str(number) for number in range(len(wrong))]
+    for folder, (record, plan) in zip(folders, wrong, strict=True):
+        (folder / "results").mkdir(parents=True)
+        (folder / "results" / "x.json").write_text(record)
+        (folder / "config.json").write_text(plan)
+    command = [sys.executable, *python, "-c", code, *map(str, folders)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 12
+    for number in range(4):
+        assert "x.json holds no record of a run: delete it" in said[3 * number]
+        assert "holds no comparison that could be resumed" in said[3 * number + 1]
+        assert "write OrnsteinUhlenbeck(sigma=0.5)" in said[3 * number + 2]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -326,7 +387,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
         ({"env_ids": ["CartPole-v1"], "algorithms": ["td3"]}, "td3 .* cannot run in CartPole-v1"),
         ({"env_ids": []}, "at least one environment"),
         ({"env_ids": [BANDIT, BANDIT]}, "is given twice"),
-        ({"env_ids": ["tests.test_experiment:TestForEver-v0"]}, "might never end: register it with max_episode_steps"),
+        ({"env_ids": ["tests.test_experiment:TestForEver-v0"]}, "might never end: --env-kwargs max_episode_steps=1000"),
         ({"seeds": [1, 1]}, "The seed 1 is given twice"),
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [-1]}, "at least 0, got -1"),
@@ -338,6 +399,8 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
         ({"threads": 0}, "--threads must be at least 1"),
         ({"jobs": 0}, "--jobs must be at least 1"),
         ({"ray_address": "auto"}, "is for --engine ray"),
+        ({"env_kwargs": {BANDIT: {"bst": 1}}}, "has no argument 'bst': did you mean best"),
+        ({"env_kwargs": {"Ant-v5": {}}}, "env_kwargs name 'Ant-v5', which takes no part"),
         ({"settings": {"ddpg": {}}}, "settings name 'ddpg', which takes no part"),
         ({"settings": {"simple_ddpg": {"gamma": 2}}}, "gamma must be in"),
         ({"settings": {"simple_ddpg": {"policy_delay": 2}}}, "TD3 has it"),

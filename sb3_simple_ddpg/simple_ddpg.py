@@ -69,7 +69,8 @@ class SimpleDDPG(Collecting):
     Arguments, order and defaults are those of SB3's DDPG up to `_init_setup_model`, but for `action_noise`: SB3's
     default explores nothing after the random steps, ours does.
 
-    :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class
+    :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class;
+        SB3's classes of these names are taken for ours
     :param env: the environment, or the name of a registered one
     :param learning_rate: of both networks; a number or a function of the progress remaining (1 to 0)
     :param buffer_size: number of transitions that the replay buffer keeps
@@ -160,7 +161,7 @@ class SimpleDDPG(Collecting):
             raise TypeError("env must be an environment or the name of one, got None.")
         try:
             super().__init__(
-                policy,
+                checks.check_policy(policy),
                 env,
                 learning_rate,
                 buffer_size,
@@ -223,8 +224,9 @@ class SimpleDDPG(Collecting):
         checks.check_hyperparameters(self)
         if not issubclass(self.policy_class, DDPGPolicy):
             raise ValueError(
-                f"The policy must be a sb3_simple_ddpg.DDPGPolicy, got {self.policy_class}: for a model of SB3's DDPG "
-                "use SimpleDDPG.from_sb3; TD3, SAC and others go on with the class that saved them."
+                f"The policy must be {', '.join(self.policy_aliases)} or a sb3_simple_ddpg.DDPGPolicy, got "
+                f"{self.policy_class}: for a model of SB3's DDPG use SimpleDDPG.from_sb3; TD3, SAC and others go "
+                "on with the class that saved them."
             )
         checks.check_extractor(
             self.policy_kwargs.get("features_extractor_class") or self.policy_class.default_features_extractor_class,

@@ -380,7 +380,7 @@ def compare(
     jobs: int | None = None,
     ray_address: str | None = None,
     threshold: tuple[str, ...] = (),
-    margin: float | None = None,
+    margin: tuple[str, ...] = (),
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -407,8 +407,8 @@ def compare(
     :param jobs: runs at a time; as many as there are cores without it
     :param ray_address: of a running Ray cluster; without it one is started here
     :param threshold: the return that solves the environment, or environment=return; without it Gymnasium's
-    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent;
-        0.1 without it
+    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent,
+        or closer than environment=return; 0.1 without it
     :param out: folder to write; runs/compare-<date-time> without it
     :param resume: go on with the comparison in --out and its settings; seeds, algorithms, environments may be added
     :param overwrite: replace the comparison in a folder that is not empty

@@ -37,7 +37,7 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_simple_ddpg import checks
+from sb3_simple_ddpg import checks, folder_lock
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
@@ -382,6 +382,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             raise self._guard.stop(f"{error} At timestep {self.num_timesteps}", "") from error
         finally:
             self._boundary = None
+            folder_lock.let_go(self)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
         """Lines 4 to 6 of Algorithm 1, `train_freq` times: SB3's. Between two rollouts a checkpoint may be saved."""

@@ -38,7 +38,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_simple_ddpg import checks
+from sb3_simple_ddpg import checks, folder_lock
 from sb3_simple_ddpg.collecting import Collecting
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, drawn, make_action_noise, noise_scale
@@ -417,6 +417,7 @@ class SimpleDDPG(Collecting):
             raise self._guard.stop(f"{error} At timestep {self.num_timesteps}{place}", "") from error
         finally:
             self._leave_environment()
+            folder_lock.let_go(self)
 
     def _start_episodes(self) -> None:
         super()._start_episodes()

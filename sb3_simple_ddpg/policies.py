@@ -1,4 +1,4 @@
-"""The networks of DDPG: actor mu(s), critic Q(s, a), and the policy that builds both with their targets.
+"""The networks of DDPG: actor mu(s), critic Q(s, a), and the policy that builds both, each with its target network.
 
 Not here: how they learn (`simple_ddpg.py`, `equations.py`) and how noise is added (`exploration.py`).
 
@@ -426,7 +426,7 @@ class DDPGPolicy(BasePolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        Switch batch norm and dropout of the main networks; the targets stay in evaluation mode.
+        Switch batch norm and dropout of the main networks; the target networks stay in evaluation mode.
 
         :param mode: True for training
         """

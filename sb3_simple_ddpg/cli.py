@@ -28,7 +28,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, S
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_simple_ddpg import checks, mistakes, presets, runs
+from sb3_simple_ddpg import checks, folder_lock, mistakes, presets, runs
 from sb3_simple_ddpg.algorithms import assign, env_kwargs_from, take_normalize
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.q_bias import QBiasCallback
@@ -121,6 +121,10 @@ def train(
     random_return = settings.random_return(seed)
 
     # Every setting is accepted; from here on files are written.
+    try:
+        folder_lock.claim(folder, model)
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written: {error}.") from error
     _prepare_folder(folder)
     runs.write_config(
         folder,
@@ -157,6 +161,7 @@ def _resume(folder: Path, eval_episodes: int, progress: bool) -> int:
         model = SimpleDDPG.resume(folder / runs.CHECKPOINTS, training_env)
     except CheckpointError as error:
         raise ValueError(f"{error} Checkpoints are written by `simple-ddpg train --checkpoint-every N`.") from error
+    folder_lock.claim(folder, model)
     runs.keep_until(folder, model._episode_num, model.num_timesteps)
     for name in (runs.ERROR, runs.DIAGNOSIS, runs.EVALUATION):
         (folder / name).unlink(missing_ok=True)
@@ -199,6 +204,7 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
         training_env.save(str(folder / runs.NORMALIZER))
     training_env.close()
     model.logger.close()
+    folder_lock.let_go(model, folder)
     if model._episode_num:
         try:
             _save_figure([folder], [settings.env_id], folder / runs.PICTURE, config["random_return"])
@@ -380,7 +386,7 @@ def compare(
     jobs: int | None = None,
     ray_address: str | None = None,
     threshold: tuple[str, ...] = (),
-    margin: float | None = None,
+    margin: tuple[str, ...] = (),
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -407,8 +413,8 @@ def compare(
     :param jobs: runs at a time; as many as there are cores without it
     :param ray_address: of a running Ray cluster; without it one is started here
     :param threshold: the return that solves the environment, or environment=return; without it Gymnasium's
-    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent;
-        0.1 without it
+    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent,
+        or closer than environment=return; 0.1 without it
     :param out: folder to write; runs/compare-<date-time> without it
     :param resume: go on with the comparison in --out and its settings; seeds, algorithms, environments may be added
     :param overwrite: replace the comparison in a folder that is not empty

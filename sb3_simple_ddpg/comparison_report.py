@@ -339,6 +339,10 @@ def _protocol(plan: Mapping[str, Any], summary: Mapping[str, Any], seeds: list[i
     machine = plan["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
     said = ", ".join(map(str, seeds))
+    margins = ", ".join(
+        f"{env_id} {'none given, equivalence not judged' if margin is None else f'{margin:.4g}'}"
+        for env_id, margin in summary["margins"].items()
+    )
     return f"""```
 {plan["command"]}
 ```
@@ -353,6 +357,6 @@ def _protocol(plan: Mapping[str, Any], summary: Mapping[str, Any], seeds: list[i
 - Intervals: 95 %, stratified bootstrap over runs (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264), widened for
   few runs (Hesterberg 2015); shares: Wilson; median times: order statistics. IQM: interquartile mean. p: two-sided
   Mann-Whitney test on the final returns against the first algorithm, Holm-corrected; equivalence: two one-sided Welch
-  tests with a margin of {summary["margin"]:g} of the distance between random actions and the threshold.
+  tests. Margins, fixed before the runs: {margins}.
 - {machine["processor"]}, cores: {machine["cores"]}, {machine["system"]}; {versions}.
 """

@@ -89,7 +89,7 @@ def run_experiment(
     ray_address: str | None = None,
     folder: Path | None = None,
     resume: bool = False,
-    notes: Mapping[str, Any] | None = None,
+    notes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     watcher: Watcher | None = None,
 ) -> Experiment:
     """
@@ -112,7 +112,7 @@ def run_experiment(
     :param ray_address: of a running cluster; None: one is started on this machine
     :param folder: where each run's record is written as it ends, one process at a time; None: nothing is written
     :param resume: go on in a folder that holds a part of this experiment; nothing that is finished is run again
-    :param notes: more entries for the plan
+    :param notes: a function of the plan that gives more entries for it, before any run
     :param watcher: hears of every run
     :return: the records
     :raises ValueError: for anything that cannot work, before any run starts
@@ -160,8 +160,8 @@ def run_experiment(
         "engine": engine,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": machine(),
-        **(notes or {}),
     }
+    plan |= notes(plan) if notes is not None else {}
     plan = json.loads(json.dumps(plan, default=runs.describe))  # as it will be read again
     todo = [
         Job(

@@ -70,6 +70,13 @@ class Display(Watcher):
             for name, values in differing.items():
                 said = ", ".join(f"{algorithm} {value}" for algorithm, value in values.items())
                 self.console.print(f"    {name}: {said}", markup=False, highlight=False)
+        for env_id, margin in plan.get("margins", {}).items():
+            if margin is None and len(plan["algorithms"]) > 1:
+                self.console.print(
+                    f"{env_id}: no margin given, so equivalence will not be judged. --threshold {env_id}=RETURN gives "
+                    f"one, or --margin {env_id}=RETURN.",
+                    markup=False, highlight=False,
+                )  # fmt: skip
 
     def begin(self, jobs: Sequence[Job], finished: int, parallel: int) -> None:
         self.total, self.done, self.parallel = len(jobs) + finished, finished, parallel

@@ -116,6 +116,8 @@ class Critic(BaseModel):
     :param activation_fn: between the layers
     :param normalize_images: divide images by 255
     :param share_features_extractor: the extractor is the actor's and learns from the actor's loss alone
+    :param n_critics: SB3's argument; must be 1
+    :raises ValueError: for another number of critics
     """
 
     #: SB3's name.
@@ -132,7 +134,9 @@ class Critic(BaseModel):
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
         share_features_extractor: bool = False,
+        n_critics: int = 1,
     ) -> None:
+        _check_n_critics(n_critics)
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
@@ -183,6 +187,11 @@ class Critic(BaseModel):
             "features_extractor": self.features_extractor,
             "share_features_extractor": self.share_features_extractor,
         }
+
+
+def _check_n_critics(n_critics: int) -> None:
+    if n_critics != 1:
+        raise ValueError(f"n_critics must be 1, got {n_critics}: for twin critics use stable_baselines3.TD3.")
 
 
 def only(q_values: tuple[th.Tensor, ...]) -> th.Tensor:
@@ -257,8 +266,7 @@ class DDPGPolicy(BasePolicy):
         share_features_extractor: bool = False,
         last_layer_init: float | None = None,
     ) -> None:
-        if n_critics != 1:
-            raise ValueError(f"n_critics must be 1, got {n_critics}: for twin critics use stable_baselines3.TD3.")
+        _check_n_critics(n_critics)
         if last_layer_init is not None and not last_layer_init >= 0:
             raise ValueError(f"last_layer_init must be None or at least 0, got {last_layer_init}: 3e-3 for example.")
         super().__init__(
@@ -281,6 +289,21 @@ class DDPGPolicy(BasePolicy):
         check_optimizer_kwargs("critic_optimizer_kwargs", self.critic_optimizer_kwargs)
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
+        # SB3's names, for subclasses with networks of their own.
+        self.net_args = {
+            "observation_space": observation_space,
+            "action_space": action_space,
+            "activation_fn": activation_fn,
+            "normalize_images": normalize_images,
+        }
+        actor_arch, critic_arch = get_actor_critic_arch(net_arch)
+        self.actor_kwargs = {**self.net_args, "net_arch": actor_arch}
+        self.critic_kwargs = {
+            **self.net_args,
+            "net_arch": critic_arch,
+            "n_critics": n_critics,
+            "share_features_extractor": share_features_extractor,
+        }
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -312,26 +335,14 @@ class DDPGPolicy(BasePolicy):
         :param features_extractor: one to share; None builds a new one
         :return: an actor of this policy's settings
         """
-        return Actor(**self._network_kwargs("pi", features_extractor)).to(self.device)
+        return Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Critic:
         """
         :param features_extractor: one to share; None builds a new one
         :return: a critic of this policy's settings
         """
-        critic_kwargs = self._network_kwargs("qf", features_extractor)
-        return Critic(**critic_kwargs, share_features_extractor=self.share_features_extractor).to(self.device)
-
-    def _network_kwargs(self, network: str, features_extractor: BaseFeaturesExtractor | None) -> dict[str, Any]:
-        actor_arch, critic_arch = get_actor_critic_arch(self.net_arch)
-        kwargs = {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "net_arch": actor_arch if network == "pi" else critic_arch,
-            "activation_fn": self.activation_fn,
-            "normalize_images": self.normalize_images,
-        }
-        return self._update_features_extractor(kwargs, features_extractor)
+        return Critic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """

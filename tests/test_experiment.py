@@ -193,6 +193,60 @@ def test_seconds_leave_evaluation_out(here, monkeypatch):
     assert found.episodes.wall_time_s.max() < 1.5
 
 
+#: Half a second of a processor's time, whatever else runs there.
+WORKS = "import time\nwhile time.process_time() < 0.5: pass"
+
+
+class StartsAProcess(SimpleDDPG):
+    """Works in another process while it trains, as a compiler does."""
+
+    def learn(self, *args, **kwargs):
+        subprocess.run([sys.executable, "-S", "-c", WORKS], check=True)
+        return super().learn(*args, **kwargs)
+
+
+class HasAWorker(SimpleDDPG):
+    """Works in a process that PyTorch's compiler keeps."""
+
+    def learn(self, *args, **kwargs):
+        from torch._inductor.async_compile import AsyncCompile
+
+        AsyncCompile.process_pool().submit(exec, WORKS).result()
+        return super().learn(*args, **kwargs)
+
+
+class StartsAProcessForEvaluation(Bandit):
+    """Works in another process at each reset."""
+
+    def reset(self, **kwargs):
+        subprocess.run([sys.executable, "-S", "-c", WORKS], check=True)
+        return super().reset(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["StartsAProcess", pytest.param("HasAWorker", marks=pytest.mark.slow)])
+def test_processor_seconds_count_the_processes_that_a_run_starts(here, name):
+    found = small([f"a=tests.test_experiment:{name}", "b=sb3_simple_ddpg:SimpleDDPG"], seeds=1)
+    assert found.failures == []
+    seconds = found.runs.set_index("algorithm").cpu_time_s
+    assert seconds["a"] >= 0.5
+    # A clock tick is a hundredth of a second.
+    assert 0 < seconds["b"] < 0.5
+
+
+def test_processor_seconds_leave_out_the_processes_of_an_evaluation(here):
+    gym.register("TestStartsAProcess-v0", StartsAProcessForEvaluation, max_episode_steps=10)
+    chosen = algorithms.find_algorithms(["simple_ddpg"])[0]
+    job = Job(chosen, SMALL, BANDIT, 0, 20, 20, 1)
+    make = runs.EnvSettings.make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            runs.EnvSettings, "make", lambda self, n_envs: make(runs.EnvSettings("TestStartsAProcess-v0"), n_envs)
+        )
+        record = execute(job)
+    assert record["evaluation_time_s"] >= 1.0  # two evaluations of one reset at least
+    assert record["cpu_time_s"] < 0.5
+
+
 def test_dictionaries_of_the_caller_stay_as_they_are(here):
     """SB3's DDPG writes n_critics into policy_kwargs; the next algorithm must not find it there."""
     shared = {"policy_kwargs": {"net_arch": [8]}, "replay_buffer_kwargs": {}, "learning_starts": 10, "n_steps": 2}

@@ -1,7 +1,7 @@
 """SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The algorithm is `SimpleDDPG.train`.
 
 Not here: the equations (`equations.py`), the networks (`policies.py`), the noise (`exploration.py`), the collecting of
-experience (SB3's `OffPolicyAlgorithm`: lines 4 to 6 of Algorithm 1).
+experience (`collecting.py`: lines 4 to 6 of Algorithm 1).
 
 Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the numbering that README.md prints.
 """
@@ -38,34 +38,39 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_simple_ddpg import checks
+from sb3_simple_ddpg import checks, folder_lock
+from sb3_simple_ddpg.collecting import Collecting
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, drawn, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
+from sb3_simple_ddpg.layers import FastGradients
 from sb3_simple_ddpg.networks import Networks
-from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy
+from sb3_simple_ddpg.origins import environments_of, origin_of
+from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
-from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
+from sb3_simple_ddpg.vec_env import QuickDummyVecEnv, watched
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
 
+    from sb3_simple_ddpg.checkpoint import Resumed
     from sb3_simple_ddpg.compiled import CompiledUpdates
     from sb3_simple_ddpg.diagnosis import Finding
 
 SelfSimpleDDPG = TypeVar("SelfSimpleDDPG", bound="SimpleDDPG")
 
 
-class SimpleDDPG(OffPolicyAlgorithm):
+class SimpleDDPG(Collecting):
     """
     Deep Deterministic Policy Gradient (DDPG), in its plainest form.
 
     Arguments, order and defaults are those of SB3's DDPG up to `_init_setup_model`, but for `action_noise`: SB3's
     default explores nothing after the random steps, ours does.
 
-    :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class
+    :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class;
+        SB3's classes of these names are taken for ours
     :param env: the environment, or the name of a registered one
     :param learning_rate: of both networks; a number or a function of the progress remaining (1 to 0)
     :param buffer_size: number of transitions that the replay buffer keeps
@@ -112,10 +117,12 @@ class SimpleDDPG(OffPolicyAlgorithm):
     actor_target: Actor
     critic: Critic
     critic_target: Critic
-    #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
-    _boundary: int | None = None
     #: What the log of the next `learn` says first, once.
     _untold: Sequence[str] = ()
+    #: Until the environments' next reset, after which they are looked at: what `resume` did, and the newest checkpoint.
+    _resumed: "Resumed | None" = None
+    _saved: Path | None = None
+    _said: frozenset[str] = frozenset()  # of what a checkpoint does not hold, in this process
     _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     @checks.explain_foreign_arguments
@@ -154,7 +161,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             raise TypeError("env must be an environment or the name of one, got None.")
         try:
             super().__init__(
-                policy,
+                checks.check_policy(policy),
                 env,
                 learning_rate,
                 buffer_size,
@@ -209,9 +216,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         checks.check_observation_space(vec_env.observation_space)
         checks.check_action_space(vec_env.action_space)
         checks.check_wrappers(vec_env)
-        if not isinstance(env, VecEnv):
-            QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has made it, nobody else holds it
-        return vec_env
+        return vec_env if isinstance(env, VecEnv) else QuickDummyVecEnv.instead_of(vec_env)
 
     def _setup_model(self) -> None:
         # `load` comes here too, with values that an earlier call has already converted.
@@ -219,8 +224,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         checks.check_hyperparameters(self)
         if not issubclass(self.policy_class, DDPGPolicy):
             raise ValueError(
-                f"The policy must be a sb3_simple_ddpg.DDPGPolicy, got {self.policy_class}: for a model of SB3's DDPG "
-                "use SimpleDDPG.from_sb3; TD3, SAC and others go on with the class that saved them."
+                f"The policy must be {', '.join(self.policy_aliases)} or a sb3_simple_ddpg.DDPGPolicy, got "
+                f"{self.policy_class}: for a model of SB3's DDPG use SimpleDDPG.from_sb3; TD3, SAC and others go "
+                "on with the class that saved them."
             )
         checks.check_extractor(
             self.policy_kwargs.get("features_extractor_class") or self.policy_class.default_features_extractor_class,
@@ -279,8 +285,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         statistics: list[th.Tensor] = []
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
-        for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
-            statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
+        with FastGradients():
+            for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
+                statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
         self._log_updates(statistics)
 
     def _update(self, batch: ReplayBufferSamples) -> th.Tensor:
@@ -295,15 +302,16 @@ class SimpleDDPG(OffPolicyAlgorithm):
         # Lines 8-9: fit the critic Q(s, a) to the target y.
         discounts = self.gamma if batch.discounts is None else batch.discounts
         with th.no_grad():
-            next_q_values = self.critic_target(batch.next_observations, self.actor_target(batch.next_observations))
+            next_actions = self.actor_target(batch.next_observations)
+            next_q_values = only(self.critic_target(batch.next_observations, next_actions))
             targets = td_target(batch.rewards, batch.dones, discounts, next_q_values)
-        q_values = self.critic(batch.observations, batch.actions)
+        q_values = only(self.critic(batch.observations, batch.actions))
         loss_q = critic_loss(q_values, targets)
         self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
 
         # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
         actions = self.actor(batch.observations)
-        loss_mu = actor_loss(self.critic(batch.observations, actions))
+        loss_mu = actor_loss(self.critic.q1_forward(batch.observations, actions))
         self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
 
         # Line 11: both target networks move a share tau of the way; running statistics of batch norm are copied.
@@ -392,7 +400,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :raises ValueError: for an observation that is not of the environment's space
         """
         try:
-            with watched_environments(self):
+            with watched_environments(self, callback), watched(self.env, *environments_of(callback)):
                 return super().learn(
                     checks.whole_number(total_timesteps),
                     callback,
@@ -404,21 +412,26 @@ class SimpleDDPG(OffPolicyAlgorithm):
         except checks.NonFiniteError as error:
             if error.reported:
                 raise
-            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}", "") from error
+            callback_at_work = origin_of(error).callback
+            place = "" if callback_at_work is None else f", in the callback {type(callback_at_work).__name__}"
+            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}{place}", "") from error
         finally:
-            self._boundary = None
+            self._leave_environment()
+            folder_lock.let_go(self)
+
+    def _start_episodes(self) -> None:
+        super()._start_episodes()
+        assert self._last_obs is not None
+        self._guard.check_first(self._last_obs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
-        """Lines 4 to 6 of Algorithm 1, `train_freq` times: SB3's. Between two rollouts a checkpoint may be saved."""
+        """Lines 4 to 6 of Algorithm 1, `train_freq` times: `Collecting`'s, with the noise of now."""
         noise: ActionNoise | None = kwargs.get("action_noise")
         set_lately = noise is self.action_noise and not isinstance(noise, VectorizedActionNoise)
         if noise is not None and set_lately and self.n_envs > 1:
             # SB3 would wrap it anew for each rollout, so that noise which wanders would always be at its start.
             kwargs["action_noise"] = self.action_noise = VectorizedActionNoise(noise, self.n_envs)
-        self._boundary = self.num_timesteps
-        rollout = super().collect_rollouts(*args, **kwargs)
-        self._boundary = self.num_timesteps
-        return rollout
+        return super().collect_rollouts(*args, **kwargs)
 
     def _setup_learn(
         self,
@@ -437,6 +450,10 @@ class SimpleDDPG(OffPolicyAlgorithm):
         )
         assert self._last_obs is not None
         self._guard.check_first(self._last_obs)
+        if self._resumed is not None or self._saved is not None:
+            from sb3_simple_ddpg.checkpoint import look_at_environments
+
+            look_at_environments(self)
         self._last_end = self._episode_num, self.num_timesteps
         if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
@@ -665,7 +682,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_boundary", "_guard"]
+        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_guard", *_OF_THIS_PROCESS]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
@@ -687,6 +704,7 @@ def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str,
     return parameters
 
 
+_OF_THIS_PROCESS = ("_boundary", "_unstored", "_footprints", "_resumed", "_saved", "_said")  # and not of what is saved
 _PATIENCE = 100_000  # timesteps of one episode, at least
 _OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 _STATISTICS = (

@@ -3,6 +3,7 @@
 Not here: NaN and infinity in general (`test_guards.py`), and environments that `check_env` would accept.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -19,10 +20,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_simple_ddpg import SimpleDDPG, cli, simple_ddpg
+from sb3_simple_ddpg.checks import NonFiniteError
 from sb3_simple_ddpg.failures import DeadEnvironmentError
 from tests.environments import Bandit
 from tests.side_by_side import CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, VECTOR, Dummy, settings
@@ -313,6 +316,10 @@ def exploding() -> Dummy:
     return Exploding(VECTOR)
 
 
+def late_short() -> Dummy:
+    return Hostile(lambda _, observation: observation[:1], VECTOR)
+
+
 def short() -> Dummy:
     return Hostile(lambda _, observation: observation[:1])
 
@@ -363,6 +370,153 @@ def test_connection_error_of_something_else_is_passed_on():
         make_model(DummyVecEnv([mild]), VECTOR).learn(10, Lost())
 
 
+# --- environments of callbacks -------------------------------------------------------------------------------------
+
+
+class Playing(BaseCallback):
+    """Plays with an environment of its own, without a vectorised one around, from the tenth timestep on."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__()
+        self.env = env
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 10:
+            self.env.reset(seed=0)
+            for _ in range(30):
+                self.env.step(np.zeros(2, np.float32))
+        return True
+
+
+class PlayingWithTheSame(BaseCallback):
+    """Evaluates on the training environment."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 10:
+            evaluate_policy(self.model, self.training_env, 10, warn=False)
+        return True
+
+
+def evaluated_on(env: Any) -> EvalCallback:
+    return EvalCallback(env, eval_freq=5, n_eval_episodes=20, verbose=0, warn=False)
+
+
+def learn_until_it_fails(env: VecEnv, callback: Any) -> pytest.ExceptionInfo[Exception]:
+    model = make_model(env, VECTOR)
+    with pytest.raises(Exception, match=r".") as raised:  # which one, the caller looks at
+        model.learn(100, callback)
+    return raised
+
+
+def two(deed: Any, in_reset: bool = False) -> DummyVecEnv:
+    return DummyVecEnv([lambda: Dummy(VECTOR), lambda: Hostile(deed, VECTOR, in_reset)])
+
+
+@pytest.mark.parametrize("in_reset", [False, True], ids=["step", "reset"])
+@pytest.mark.parametrize("wrapped", [lambda callback: callback, lambda callback: [callback, Never()], lambda callback:
+                                     EveryNTimesteps(5, callback)], ids=["alone", "list", "event"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("deed", "error"), [(explode, ZeroDivisionError), (lambda _, o: o[:1], ValueError), (lambda *_: None, ValueError)]
+)
+def test_error_of_an_evaluation_environment_is_not_blamed_on_training(deed, error, wrapped, in_reset):
+    evaluation = evaluated_on(two(deed, in_reset))
+    evaluation.eval_freq = 1 if isinstance(wrapped(evaluation), EveryNTimesteps) else 5
+    raised = learn_until_it_fails(DummyVecEnv([mild]), wrapped(evaluation))
+    assert raised.type is error
+    assert raised.value.__notes__ == ["Raised by environment 1 of the callback EvalCallback, at timestep 5 of learn."]
+
+
+class Never(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_error_in_training_is_not_blamed_on_the_callback():
+    raised = learn_until_it_fails(two(explode), [evaluated_on(DummyVecEnv([mild])), Never()])
+    assert raised.value.__notes__ == ["Raised by environment 1, at timestep 38 of learn."]
+
+
+def test_error_of_an_environment_that_a_callback_made_itself_is_named():
+    raised = learn_until_it_fails(DummyVecEnv([mild]), Playing(Hostile(explode)))
+    assert raised.value.__notes__ == ["Raised by an environment of the callback Playing, at timestep 10 of learn."]
+
+
+def test_error_of_the_training_environment_in_a_callback_says_both():
+    # The evaluation takes the tenth step further, to the twentieth.
+    raised = learn_until_it_fails(DummyVecEnv([lambda: Hostile(explode)]), PlayingWithTheSame())
+    (note,) = raised.value.__notes__
+    assert note == (
+        "Raised by environment 0, which the callback PlayingWithTheSame played with, at timestep 10 of learn."
+    )
+
+
+def test_an_environment_inside_an_environment_is_not_the_one_that_is_named():
+    class Imagining(Dummy):
+        """Steps a vectorised environment of its own, as planners do."""
+
+        def __init__(self, inside: DummyVecEnv) -> None:
+            super().__init__(VECTOR)
+            self.inside = inside
+            inside.reset()
+
+        def step(self, action: np.ndarray) -> Any:
+            self.inside.step(np.zeros((2, 2), np.float32))
+            return super().step(action)
+
+    env = DummyVecEnv([mild, mild, lambda: Imagining(DummyVecEnv([lambda: Hostile(explode), mild]))])
+    raised = learn_until_it_fails(env, None)
+    assert raised.value.__notes__ == ["Raised by environment 2, at timestep 57 of learn."]
+
+
+def test_error_of_a_callback_itself_is_blamed_on_no_environment():
+    class Failing(BaseCallback):
+        def _on_step(self) -> bool:
+            raise ZeroDivisionError("a plot")
+
+    raised = learn_until_it_fails(DummyVecEnv([mild]), Failing())
+    assert not hasattr(raised.value, "__notes__")
+
+
+def test_numbers_that_are_not_finite_in_an_evaluation_are_not_blamed_on_training():
+    evaluation = evaluated_on(two(lambda _, o: o * np.float32("nan")))
+    raised = learn_until_it_fails(DummyVecEnv([mild]), evaluation)
+    assert raised.type is NonFiniteError
+    assert "At timestep 5, in the callback EvalCallback. Stored so far" in str(raised.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no fork and no SIGKILL")
+@pytest.mark.parametrize(("maker", "code"), [(killed, -9), (exploding, 1)])
+@pytest.mark.parametrize("training", [DummyVecEnv, SubprocVecEnv])
+def test_a_process_of_an_evaluation_that_dies_is_named_and_training_is_left_alone(training, maker, code):
+    before = multiprocessing.active_children(), threading.active_count()
+    env = DummyVecEnv([mild] * 2) if training is DummyVecEnv else SubprocVecEnv([mild] * 2, start_method="fork")
+    # Forked: waiting for the dead one would be for ever, unless somebody looks.
+    evaluation = evaluated_on(SubprocVecEnv([mild, maker, mild], start_method="fork"))
+    model = make_model(env, VECTOR)
+    named = rf"^Environment 1 of the callback EvalCallback \(process \d+\) .* exit code {code} at timestep 10\."
+    other_type = pytest.warns(UserWarning, match="same type") if training is DummyVecEnv else contextlib.nullcontext()
+    with other_type, pytest.raises(DeadEnvironmentError, match=named):
+        model.learn(100, evaluation)
+    evaluation.eval_env.close()
+    assert model.learn(10, reset_num_timesteps=False).num_timesteps == 20
+    env.close()
+    assert (multiprocessing.active_children(), threading.active_count()) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forked")
+@pytest.mark.parametrize("in_callback", [False, True], ids=["training", "evaluation"])
+def test_observations_that_processes_send_and_nobody_can_stack_name_the_environment(in_callback):
+    env = SubprocVecEnv([mild, late_short], start_method="fork")
+    training = SubprocVecEnv([mild, mild], start_method="fork") if in_callback else env
+    raised = learn_until_it_fails(training, evaluated_on(env) if in_callback else None)
+    assert raised.type is ValueError
+    assert str(raised.value).startswith("Environment 1 gave an observation of shape (1,), its observation_space has")
+    place = ["1 of the callback EvalCallback, at timestep 10", "1, at timestep 38"][not in_callback]
+    assert raised.value.__notes__ == [f"Raised by environment {place} of learn."]
+    for each in {env, training}:
+        each.close()
+
+
 # --- a run on disk -------------------------------------------------------------------------------------------------
 
 
@@ -395,7 +549,8 @@ def test_what_was_learned_is_saved_when_the_environment_fails(tmp_path: Path, ca
     assert status == 1
     assert "error: ZeroDivisionError: the simulator fell over" in said.err
     assert "Raised by environment 0, at timestep 279 of learn." in said.err
-    assert "Traceback" not in said.err
+    assert "Traceback" in said.err
+    assert ", in step" in said.err  # where in the environment
     assert "the simulator fell over" in (out / "error.txt").read_text()
     assert "Traceback" in (out / "error.txt").read_text()
     assert SimpleDDPG.load(out / "model.zip").num_timesteps == 279

@@ -23,7 +23,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_simple_ddpg import checks, presets, runs
+from sb3_simple_ddpg import checks, mistakes, presets, runs
 from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck, make_action_noise
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
@@ -382,7 +382,9 @@ def effective_settings(
     try:
         with th.random.fork_rng(devices=[]):
             model = build(algorithm, env, arguments, seed=None)
-    except (AssertionError, TypeError, ValueError, NotImplementedError) as error:
+    except Exception as error:
+        if not mistakes.is_about_settings(error, arguments):
+            raise
         raise ValueError(f"{algorithm.name} ({algorithm.path}) cannot run in {env_id}: {error}") from error
     finally:
         env.close()

@@ -20,7 +20,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 import tyro
@@ -29,7 +28,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, S
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_simple_ddpg import checks, presets, runs
+from sb3_simple_ddpg import checks, folder_lock, mistakes, presets, runs
 from sb3_simple_ddpg.algorithms import assign, env_kwargs_from, take_normalize
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.q_bias import QBiasCallback
@@ -116,14 +115,17 @@ def train(
     monitor = settings.make()
     training_env = settings.normalized(monitor, arguments.get("gamma", 0.99))
     arguments = {"policy": runs.policy_for(training_env.observation_space), **arguments, "seed": seed, "device": device}
-    model = SimpleDDPG(env=training_env, **arguments)
+    with mistakes.settings_refused(arguments):
+        model = SimpleDDPG(env=training_env, **arguments)
+
+    random_return = settings.random_return(seed)
 
     # Every setting is accepted; from here on files are written.
+    try:
+        folder_lock.claim(folder, model)
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written: {error}.") from error
     _prepare_folder(folder)
-    monitor.results_writer = _PatientResults(
-        str(folder / runs.MONITOR), header={"t_start": monitor.t_start, "env_id": env}
-    )
-    random_return = settings.random_return(seed)
     runs.write_config(
         folder,
         settings,
@@ -137,12 +139,15 @@ def train(
         tensorboard=tensorboard,
         checkpoint_every=checkpoint_every,
     )
-    model.set_logger(_logger(folder, progress, tensorboard))
     budget = f"{max_episodes} episodes" if max_episodes else f"{timesteps} timesteps"
     print(f"Training on {env} for {budget}, seed {seed}, preset {preset_name!r}. Ctrl-C saves and stops.")
     for sentence in checks.advice(model):
         print(f"Advice: {sentence}")
 
+    model.set_logger(_logger(folder, progress, tensorboard))
+    monitor.results_writer = _PatientResults(
+        str(folder / runs.MONITOR), header={"t_start": monitor.t_start, "env_id": env}
+    )
     return _learn(model, folder, timesteps, progress, eval_episodes)
 
 
@@ -156,8 +161,9 @@ def _resume(folder: Path, eval_episodes: int, progress: bool) -> int:
         model = SimpleDDPG.resume(folder / runs.CHECKPOINTS, training_env)
     except CheckpointError as error:
         raise ValueError(f"{error} Checkpoints are written by `simple-ddpg train --checkpoint-every N`.") from error
+    folder_lock.claim(folder, model)
     runs.keep_until(folder, model._episode_num, model.num_timesteps)
-    for name in (runs.ERROR, runs.DIAGNOSIS):
+    for name in (runs.ERROR, runs.DIAGNOSIS, runs.EVALUATION):
         (folder / name).unlink(missing_ok=True)
     monitor.results_writer = _PatientResults(str(folder / runs.MONITOR), override_existing=False)
     with (folder / runs.MONITOR).open() as file:
@@ -198,23 +204,31 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
         training_env.save(str(folder / runs.NORMALIZER))
     training_env.close()
     model.logger.close()
+    folder_lock.let_go(model, folder)
     if model._episode_num:
         try:
             _save_figure([folder], [settings.env_id], folder / runs.PICTURE, config["random_return"])
-        except (OSError, ValueError) as error:  # on a full disk there are no returns to draw, or no place for them
+        except Exception as error:  # on a full disk there are no returns to draw, or no place for them
+            if not mistakes.is_said_to_user(error):
+                traceback.print_exception(error)
             print(f"No picture could be drawn: {error}", file=sys.stderr)
     if interrupted or failure:
         print(f"Saved what there is in {folder}.")
         if config["checkpoint_every"]:
             print(f"To go on from the newest checkpoint: simple-ddpg train --resume {folder}")
     if failure:
+        if not mistakes.is_said_to_user(failure):
+            traceback.print_exception(failure)
         notes = " ".join(getattr(failure, "__notes__", []))
         print(f"error: {type(failure).__name__}: {failure} {notes}", file=sys.stderr)
         return 1
     if interrupted:
         return 130
     if eval_episodes:
-        _print_evaluation(runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000))
+        returns = runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000)
+        _print_evaluation(returns)
+        found = {"mean_return": float(np.mean(returns)), "success_rate": returns.success_rate, "returns": returns}
+        (folder / runs.EVALUATION).write_text(json.dumps(found) + "\n", "utf-8")
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 
@@ -372,7 +386,7 @@ def compare(
     jobs: int | None = None,
     ray_address: str | None = None,
     threshold: tuple[str, ...] = (),
-    margin: float | None = None,
+    margin: tuple[str, ...] = (),
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -399,8 +413,8 @@ def compare(
     :param jobs: runs at a time; as many as there are cores without it
     :param ray_address: of a running Ray cluster; without it one is started here
     :param threshold: the return that solves the environment, or environment=return; without it Gymnasium's
-    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent;
-        0.1 without it
+    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent,
+        or closer than environment=return; 0.1 without it
     :param out: folder to write; runs/compare-<date-time> without it
     :param resume: go on with the comparison in --out and its settings; seeds, algorithms, environments may be added
     :param overwrite: replace the comparison in a folder that is not empty
@@ -480,10 +494,13 @@ def diagnose(
             )  # fmt: skip
             env: VecEnv = settings.make()
         except ValueError as error:
+            if not mistakes.is_said_to_user(error):
+                raise
             raise ValueError(f"{what!r} is neither the folder of a run nor an environment. {error}") from error
         env = settings.normalized(env, arguments.get("gamma", 0.99))
         arguments = {"policy": runs.policy_for(env.observation_space), **arguments}
-        model = SimpleDDPG(env=env, **{**arguments, "seed": seed, "device": "cpu", "buffer_size": runs.SAMPLE})
+        with mistakes.settings_refused(arguments):
+            model = SimpleDDPG(env=env, **{**arguments, "seed": seed, "device": "cpu", "buffer_size": runs.SAMPLE})
     runs.fill_buffer(model, runs.SAMPLE, episodes=10, random=not folder.is_dir())
     findings = find_faults(model, arguments.get("buffer_size", 1_000_000))
     assert model.env is not None
@@ -497,8 +514,8 @@ def diagnose(
 def main(args: list[str] | None = None) -> int:
     """
     :param args: of the command line; None takes the process's own
-    :return: exit status: 0 for success, 1 when training failed or a diagnosis found something, 2 for a mistake of the
-        user's, 130 after Ctrl-C
+    :return: exit status: 0 for success, 1 when a diagnosis found something or anything failed that is no mistake in the
+        options, 2 for such a mistake, 130 after Ctrl-C
     """
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
@@ -516,13 +533,20 @@ def main(args: list[str] | None = None) -> int:
             description="Deep Deterministic Policy Gradient, to run and to read.",
             args=args,
         )
-    except (ValueError, TypeError, NotImplementedError, gym.error.Error, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    except Exception as error:
+        if mistakes.is_said_to_user(error):
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        traceback.print_exception(error)
+        print(f"error: {type(error).__name__}: {error} {_BUG}", file=sys.stderr)
+        return 1
     return status
+
+
+_BUG = "No option is to blame: the traceback says whether the environment is, or a class of yours, or sb3-simple-ddpg."
 
 
 def _refuse_other_options(command: Callable[..., int], given: dict[str, Any], allowed: tuple[str, ...]) -> None:
@@ -591,7 +615,8 @@ class _ReturnsProgressBar(ProgressBarCallback):
     def _on_rollout_end(self) -> None:
         returns = [episode["r"] for episode in self.model.ep_info_buffer or []]
         if returns:
-            self.pbar.set_description(f"mean return {np.mean(returns[-10:]):.1f}", refresh=False)
+            newest = returns[-10:]
+            self.pbar.set_description(f"mean return {np.mean(newest):z.{runs.digits_of(newest)}f}", refresh=False)
 
 
 def _budget(env: runs.EnvSettings, episodes: int | None, timesteps: int | None) -> tuple[int, int | None]:
@@ -665,10 +690,12 @@ def _save_figure(folders: list[Path], labels: list[str], path: Path, random_retu
     matplotlib.pyplot.close(figure)
 
 
-def _print_evaluation(returns: list[float]) -> None:
+def _print_evaluation(returns: runs.Returns) -> None:
+    digits = runs.digits_of(returns)
+    rate = returns.success_rate
     print(
-        f"Evaluation over {len(returns)} deterministic episodes: mean return {np.mean(returns):.1f}, "
-        f"standard deviation {np.std(returns):.1f}"
+        f"Evaluation over {len(returns)} deterministic episodes: mean return {np.mean(returns):z.{digits}f}, "
+        f"standard deviation {np.std(returns):.{digits}f}" + ("" if rate is None else f", success rate {rate:.2f}")
     )
 
 

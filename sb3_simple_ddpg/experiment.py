@@ -31,9 +31,10 @@ class Experiment:
     Tidy records: one row for each thing that was observed.
 
     :param episodes: of training: algorithm, env_id, seed, timestep (at its end), episode_return, wall_time_s
-    :param evaluations: algorithm, env_id, seed, timestep, mean_return, episodes, wall_time_s
-    :param runs: algorithm, env_id, seed, timesteps, final_return, wall_time_s, cpu_time_s, ... Seconds are those of
-        training; evaluations are left out.
+    :param evaluations: algorithm, env_id, seed, timestep, mean_return, episodes, wall_time_s, success_rate (NaN where
+        the environment does not tell)
+    :param runs: algorithm, env_id, seed, timesteps, final_return, final_success_rate, wall_time_s, cpu_time_s, ...
+        Seconds are those of training; evaluations are left out.
     :param failures: algorithm, env_id, seed, error (a traceback)
     :param plan: settings, versions, machine, and for each environment the return of random actions
     """
@@ -88,7 +89,7 @@ def run_experiment(
     ray_address: str | None = None,
     folder: Path | None = None,
     resume: bool = False,
-    notes: Mapping[str, Any] | None = None,
+    notes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     watcher: Watcher | None = None,
 ) -> Experiment:
     """
@@ -111,7 +112,7 @@ def run_experiment(
     :param ray_address: of a running cluster; None: one is started on this machine
     :param folder: where each run's record is written as it ends, one process at a time; None: nothing is written
     :param resume: go on in a folder that holds a part of this experiment; nothing that is finished is run again
-    :param notes: more entries for the plan
+    :param notes: a function of the plan that gives more entries for it, before any run
     :param watcher: hears of every run
     :return: the records
     :raises ValueError: for anything that cannot work, before any run starts
@@ -159,8 +160,8 @@ def run_experiment(
         "engine": engine,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": machine(),
-        **(notes or {}),
     }
+    plan |= notes(plan) if notes is not None else {}
     plan = json.loads(json.dumps(plan, default=runs.describe))  # as it will be read again
     todo = [
         Job(
@@ -325,17 +326,20 @@ def _tidy(records: list[dict[str, Any]], failures: list[dict[str, Any]], plan: d
         key = [record[name] for name in columns]
         episodes += [[*key, *episode] for episode in record["episodes"]]
         evaluations += [
-            [*key, timestep, sum(returns) / len(returns), len(returns), seconds]
-            for timestep, seconds, returns in record["evaluations"]
+            [*key, timestep, sum(returns) / len(returns), len(returns), seconds, *(success or [None])]
+            # Older folders say nothing of success.
+            for timestep, seconds, returns, *success in record["evaluations"]
         ]
         rows.append(
             {name: value for name, value in record.items() if name not in ("episodes", "evaluations")}
-            | {"final_return": evaluations[-1][4]}
+            | {"final_return": evaluations[-1][4], "final_success_rate": evaluations[-1][7]}
         )
     return Experiment(
         pd.DataFrame(episodes, columns=[*columns, "timestep", "episode_return", "wall_time_s"]),
-        pd.DataFrame(evaluations, columns=[*columns, "timestep", "mean_return", "episodes", "wall_time_s"]),
-        pd.DataFrame(rows, columns=None if rows else [*columns, "final_return", "wall_time_s"]),
+        pd.DataFrame(
+            evaluations, columns=[*columns, "timestep", "mean_return", "episodes", "wall_time_s", "success_rate"]
+        ).astype({"success_rate": float}),
+        pd.DataFrame(rows, columns=None if rows else [*columns, "final_return", "final_success_rate", "wall_time_s"]),
         failures,
         plan,
     )

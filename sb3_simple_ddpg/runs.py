@@ -7,10 +7,11 @@ import ast
 import importlib
 import inspect
 import json
+import math
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -29,12 +31,14 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_simple_ddpg.checks import did_you_mean
+from sb3_simple_ddpg.mistakes import settings_refused
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 MODEL, CONFIG, MONITOR, PROGRESS = "model.zip", "config.json", "monitor.csv", "progress.csv"
 PICTURE, NORMALIZER = "returns.png", "vecnormalize.pkl"
 CHECKPOINTS, ERROR, DIAGNOSIS = "checkpoints", "error.txt", "diagnosis.json"
-FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER, ERROR, DIAGNOSIS)
+EVALUATION = "evaluation.json"
+FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER, ERROR, DIAGNOSIS, EVALUATION)
 SAMPLE = 5_000  # timesteps that a diagnosis plays, at most
 LONGEST_EPISODE = 100_000  # that an evaluation waits for
 
@@ -92,7 +96,7 @@ class EnvSettings:
             options = " ".join(f"{name}=VALUE" for name in missing)
             raise ValueError(f"The environment {self.env_id!r} needs --env-kwargs {options}: {error}") from error
         for path in self.wrappers:
-            env = import_object(path)(env)
+            env = _wrapped(env, path)
         return env
 
     def make(self, n_envs: int | None = None, render_mode: str | None = None) -> VecMonitor:
@@ -143,6 +147,21 @@ class EnvSettings:
             returns.pop()  # the episode that was still going on
         env.close()
         return float(np.mean(returns)) if returns else None
+
+
+def _wrapped(env: gym.Env[Any, Any], path: str) -> gym.Env[Any, Any]:
+    wrapper = import_object(path)
+    try:
+        inspect.signature(wrapper).bind(env)
+    except TypeError as error:
+        raise ValueError(
+            f"--wrapper {path} cannot be called with the environment alone ({error}): write a class of your own that "
+            "gives it the rest."
+        ) from error
+    wrapped = wrapper(env)
+    if not isinstance(wrapped, gym.Env):
+        raise TypeError(f"--wrapper {path} makes no environment of Gymnasium's, but {type(wrapped).__name__}.")
+    return wrapped
 
 
 #: What Python says of an argument that a function does not have.
@@ -260,10 +279,18 @@ def load_run(
         normalizer.training = False
         env = normalizer
     env.seed(seed)
-    return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=buffer_size)
+    with settings_refused({}):
+        return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=buffer_size)
 
 
-def evaluate_run(folder: Path, episodes: int, seed: int, env_kwargs: Mapping[str, Any] | None = None) -> list[float]:
+class Returns(list[float]):
+    """The return of each episode of an evaluation, and the share of those that succeeded."""
+
+    #: Of the episodes whose last info had `is_success`; None where none had.
+    success_rate: float | None = None
+
+
+def evaluate_run(folder: Path, episodes: int, seed: int, env_kwargs: Mapping[str, Any] | None = None) -> Returns:
     """
     Play deterministic episodes with the stored model, as raw returns: VecNormalize does not touch them.
 
@@ -288,13 +315,55 @@ def evaluate_run(folder: Path, episodes: int, seed: int, env_kwargs: Mapping[str
             )
 
     try:
-        returns, _ = evaluate_policy(
-            model, env, n_eval_episodes=episodes, return_episode_rewards=True, callback=be_patient
-        )
+        return play(model, env, episodes, be_patient)
     finally:
         env.close()
-    assert isinstance(returns, list)
+
+
+def play(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    episodes: int,
+    at_each_step: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+) -> Returns:
+    """
+    Play deterministic episodes.
+
+    :param model: that plays
+    :param env: where
+    :param episodes: number of episodes
+    :param at_each_step: called with the local and global variables of SB3's `evaluate_policy`
+    :return: the return of each episode
+    """
+    successes: list[float] = []
+
+    def note(of_evaluation: dict[str, Any], others: dict[str, Any]) -> None:
+        if of_evaluation["done"] and (success := of_evaluation["info"].get("is_success")) is not None:
+            successes.append(float(success))  # as SB3's EvalCallback does
+        if at_each_step is not None:
+            at_each_step(of_evaluation, others)
+
+    found, _ = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True, callback=note)
+    assert isinstance(found, list)
+    returns = Returns(map(float, found))
+    returns.success_rate = float(np.mean(successes)) if successes else None
     return returns
+
+
+def digits_of(returns: Iterable[float]) -> int:
+    """
+    :param returns: of one task
+    :return: how many digits after the decimal point can be read: enough for the largest, and for how much they differ
+    """
+    numbers = [float(value) for value in returns if math.isfinite(value)]
+    size = max(map(abs, numbers), default=0.0)
+    if size == 0:
+        return 1
+    digits = 1 if size >= 10 else max(3, 2 - math.floor(math.log10(size)))
+    spread = float(np.std(numbers))
+    if spread > 1e-6 * size:  # below it lies what float32 rounds away
+        digits = max(digits, 1 - math.floor(math.log10(spread)))
+    return digits
 
 
 def fill_buffer(model: SimpleDDPG, timesteps: int, episodes: int, random: bool = False) -> None:

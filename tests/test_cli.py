@@ -1,13 +1,16 @@
 """The commands as a user types them: what they write, print and refuse. Not here: how well DDPG learns (README.md)."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import onnxruntime
 import pytest
@@ -22,6 +25,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_simple_ddpg import SimpleDDPG, cli, plotting, presets, runs
 from sb3_simple_ddpg.cli import main
 from sb3_simple_ddpg.export import load_policy
+from tests.environments import Bandit
 
 # The module before the colon registers the environment, in subprocesses too.
 SMALL = [
@@ -46,7 +50,7 @@ def test_train_writes_one_folder_and_says_where_everything_lies(tmp_path, capsys
     assert "Evaluation over 5 deterministic episodes: mean return" in printed
     assert f"Everything lies in {out}" in printed
     assert {path.name for path in out.iterdir()} == {
-        "model.zip", "config.json", "monitor.csv", "progress.csv", "returns.png",
+        "model.zip", "config.json", "monitor.csv", "progress.csv", "returns.png", "evaluation.json",
     }  # fmt: skip
     episodes = load_results(str(out))
     assert list(episodes.l) == [1] * 30  # an episode of the bandit is one step
@@ -149,7 +153,7 @@ def test_arguments_of_the_environment_are_those_of_training_resume_and_evaluatio
     assert (model.num_timesteps, model.action_space.low.item()) == (60, -2.0)
     capsys.readouterr()
     assert main(["evaluate", str(out), "--episodes", "1", "--env-kwargs", "best=1.5"]) == 0
-    assert f"mean return {bandit_return(model, 1.5):.1f}" in capsys.readouterr().out
+    assert f"mean return {bandit_return(model, 1.5):.3f}" in capsys.readouterr().out
     assert main(["evaluate", str(out), "--env-kwargs", "bets=1.5"]) == 2
     assert "has no argument 'bets': did you mean best" in capsys.readouterr().err
     assert main(["diagnose", str(out), "--env-kwargs", "best=1.5"]) == 2
@@ -183,6 +187,61 @@ def test_a_diagnosis_is_of_the_environment_with_its_arguments(capsys):
     assert main(["diagnose", SMALL[1], *SMALL[2:6]]) in (0, 1)
     seen.append(capsys.readouterr().out)
     assert seen[0] != seen[1]
+
+
+GOAL = "tests.environments:TestGoal-v0"
+
+
+def test_success_is_shown_and_recorded_where_the_environment_tells(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--env", GOAL, "--timesteps", "40", "--out", str(out)) == 0
+    # The one action is good in all episodes or in none.
+    rate = float(bandit_return(SimpleDDPG.load(out / "model.zip"), 2.0) >= 0.5)
+    assert f", success rate {rate:.2f}" in capsys.readouterr().out
+    assert json.loads((out / "evaluation.json").read_text())["success_rate"] == rate
+    best = SimpleDDPG.load(out / "model.zip").predict(np.zeros(1, np.float32))[0].item()
+    for given, expected in ((best, "1.00"), (best - 2, "0.00")):
+        assert main(["evaluate", str(out), "--episodes", "3", "--env-kwargs", f"best={given}"]) == 0
+        assert f"success rate {expected}" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--episodes", "3", "--env-kwargs", "tells=False"]) == 0
+    assert "success" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scale", [1e-2, 3e-4, -1e-6])
+def test_small_returns_are_printed_with_digits_that_say_something(scale, tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["--env", GOAL, "--env-kwargs", f"scale={scale}", "--timesteps", "40"]
+    assert train(*given, "--out", str(out)) == 0
+    printed = float(re.search(r"mean return (\S+),", capsys.readouterr().out)[1])
+    model = SimpleDDPG.load(out / "model.zip")
+    assert printed == pytest.approx(scale * bandit_return(model, 2.0), rel=0.01)
+    (returns,) = {*json.loads((out / "evaluation.json").read_text())["returns"]}
+    assert returns == pytest.approx(scale * bandit_return(model, 2.0), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("returns", "shown"),
+    [
+        ([-152.31, -80.0], ["-152.3", "-80.0"]),
+        ([3512.6, 2900.2], ["3512.6", "2900.2"]),
+        ([-0.0123, -0.0099], ["-0.0123", "-0.0099"]),
+        ([0.0, 0.0], ["0.0", "0.0"]),
+        ([-0.0], ["0.0"]),
+        ([5.25, 7.5], ["5.250", "7.500"]),
+        # A portfolio near 1: half the difference is 1.5e-5.
+        ([1.00002, 1.00005], ["1.000020", "1.000050"]),
+        ([1000.01, 1000.05], ["1000.010", "1000.050"]),
+        # Of what float32 rounds away no digit is shown.
+        ([1000.0, 1000.00006], ["1000.0", "1000.0"]),
+        ([-250.0, -0.01], ["-250.0", "0.0"]),
+        ([2e-9], ["0.00000000200"]),
+        ([float("inf"), 3.0], ["inf", "3.000"]),
+        ([], []),
+    ],
+)
+def test_digits_are_enough_for_the_size_and_for_the_differences(returns, shown):
+    digits = runs.digits_of(returns)
+    assert [f"{value:z.{digits}f}" for value in returns] == shown
 
 
 def test_normalize_observations_is_true_or_false(tmp_path, capsys):
@@ -326,6 +385,148 @@ def test_mistakes_are_refused_with_nothing_written(args: list[str], message: str
     assert main(["train", "--env", SMALL[1], "--out", str(tmp_path / "run"), *args]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+SETTINGS_THAT_A_LIBRARY_REFUSES = {
+    "policy_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "replay_buffer_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.optimizer_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.features_extractor_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.optimizer_kwargs.eps=-1": "Invalid epsilon value: -1",
+    "replay_buffer_class=HerReplayBuffer": "must be used with Dict obs space only",
+    "optimize_memory_usage=True": "does not support optimize_memory_usage = True",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS_THAT_A_LIBRARY_REFUSES)
+@pytest.mark.parametrize("command", ["train", "compare", "diagnose"])
+def test_what_a_library_says_of_a_setting_is_a_sentence(command, setting, tmp_path, capsys):
+    out = ["--timesteps", "300", "--out", str(tmp_path / "run")]
+    arguments = [SMALL[1]] if command == "diagnose" else [*SMALL[:2], *out]
+    assert main([command, *arguments, "--set", setting]) == 2
+    said = capsys.readouterr().err
+    assert SETTINGS_THAT_A_LIBRARY_REFUSES[setting] in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def none_plus_one(*_, **__):
+    return None + 1  # a TypeError
+
+
+def number_of_a_word(*_, **__):
+    return int("a word")  # a ValueError
+
+
+def says_so(*_, **__):
+    raise ValueError("planted outside of the package")
+
+
+def falls(*_, **__):
+    raise KeyError("planted")
+
+
+def opens(*_, **__):
+    return open("/nowhere/data.csv").read()
+
+
+BUGS = [none_plus_one, number_of_a_word, says_so, falls, opens]
+
+
+PLACES = (
+    "runs.EnvSettings.random_return", "runs.policy_for", "presets.choose_preset", "checks.check_action_space",
+    "simple_ddpg.make_action_noise", "checks.advice", "runs.write_config",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "bug"), [*itertools.product(PLACES, BUGS[:2]), *itertools.product(PLACES[:1], BUGS)])
+def test_a_bug_of_ours_has_its_traceback(place, bug, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(f"sb3_simple_ddpg.{place}", bug)
+    assert train("--timesteps", "5", "--out", str(tmp_path / "run")) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert f", in {bug.__name__}" in said
+    assert "error: " in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("bug", BUGS[:2])
+def test_a_bug_has_its_traceback_in_the_other_commands_too(bug, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    compare = ["compare", *SMALL[:2], "--timesteps", "200", "--out", str(tmp_path / "compare")]
+    for place, arguments in (
+        ("runs.evaluate_policy", ["evaluate", str(out), "--episodes", "1"]),
+        ("plotting.plot_returns", ["plot", str(out), "--out", str(tmp_path / "x.png")]),
+        ("export.save_policy", ["export", str(out), "--to", str(tmp_path / "x.safetensors")]),
+        ("diagnosis.diagnose", ["diagnose", str(out)]),
+        ("diagnosis.diagnose", ["diagnose", SMALL[1], *SMALL[2:4]]),
+        ("runs.EnvSettings.make", ["diagnose", SMALL[1], *SMALL[2:4]]),
+        ("algorithms.build", compare),
+        ("comparison.find_algorithms", compare),
+    ):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sb3_simple_ddpg.{place}", bug)
+            assert main(arguments) == 1, arguments
+        said = capsys.readouterr().err
+        assert "Traceback" in said, arguments
+        assert f", in {bug.__name__}" in said, arguments
+
+
+class FailsToStart(Bandit):
+    """An environment with a mistake in its constructor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = None + []
+
+
+class FailsToReset(Bandit):
+    """An environment that misses a file."""
+
+    def reset(self, **kwargs):
+        return open("/nowhere/prices.csv").read()
+
+
+gym.register("TestFailsToStart-v0", FailsToStart, disable_env_checker=True)
+gym.register("TestFailsToReset-v0", FailsToReset, max_episode_steps=10, disable_env_checker=True)
+
+
+@pytest.mark.parametrize(("env", "function"), [("FailsToStart", "__init__"), ("FailsToReset", "reset")])
+@pytest.mark.parametrize("command", ["train", "compare", "diagnose"])
+def test_an_error_of_the_environment_has_its_traceback(command, env, function, tmp_path, capsys):
+    env_id = f"tests.test_cli:Test{env}-v0"
+    out = ["--timesteps", "300", "--out", str(tmp_path / "run")]
+    assert main([command, *([env_id] if command == "diagnose" else ["--env", env_id, *out])]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert f", in {function}" in said
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ("gymnasium.wrappers:TimeLimit", "cannot be called with the environment alone (missing a required argument"),
+        ("math:pi", "cannot be called with the environment alone"),
+        ("builtins:id", "makes no environment of Gymnasium's, but int"),
+    ],
+)
+def test_what_is_no_wrapper_is_refused(wrapper, message, tmp_path, capsys):
+    assert train("--timesteps", "5", "--wrapper", wrapper, "--out", str(tmp_path / "run")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_is_damaged_or_of_other_spaces_is_a_sentence(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--env-kwargs", "low=0.0"]) == 2
+    (out / "model.zip").write_bytes(b"half a file")
+    assert main(["evaluate", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "Action spaces do not match" in said
+    assert "wasn't a zip-file" in said
+    assert "Traceback" not in said
 
 
 def test_out_that_cannot_be_written_is_refused(tmp_path, capsys):

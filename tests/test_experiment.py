@@ -17,7 +17,7 @@ import torch as th
 from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
-from sb3_simple_ddpg import SimpleDDPG, algorithms, engines, experiment, experiment_folder
+from sb3_simple_ddpg import SimpleDDPG, algorithms, engines, experiment, experiment_folder, runs
 from sb3_simple_ddpg.experiment import run_experiment
 from sb3_simple_ddpg.experiment_worker import Job, execute, execute_or_explain
 from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
@@ -182,17 +182,69 @@ def test_evaluations_start_alike_for_all_algorithms_and_differ_between_seeds(her
 
 
 def test_seconds_leave_evaluation_out(here, monkeypatch):
-    from sb3_simple_ddpg import experiment_worker
-
     def slow(*args, **kwargs):
         time.sleep(0.5)
         return [1.0], [1]
 
-    monkeypatch.setattr(experiment_worker, "evaluate_policy", slow)
+    monkeypatch.setattr(runs, "evaluate_policy", slow)
     found = small(["simple_ddpg"], seeds=1)
     assert found.runs.evaluation_time_s[0] >= 1.5  # three evaluations
     assert found.runs.wall_time_s[0] < 1.5
     assert found.episodes.wall_time_s.max() < 1.5
+
+
+#: Half a second of a processor's time, whatever else runs there.
+WORKS = "import time\nwhile time.process_time() < 0.5: pass"
+
+
+class StartsAProcess(SimpleDDPG):
+    """Works in another process while it trains, as a compiler does."""
+
+    def learn(self, *args, **kwargs):
+        subprocess.run([sys.executable, "-S", "-c", WORKS], check=True)
+        return super().learn(*args, **kwargs)
+
+
+class HasAWorker(SimpleDDPG):
+    """Works in a process that PyTorch's compiler keeps."""
+
+    def learn(self, *args, **kwargs):
+        from torch._inductor.async_compile import AsyncCompile
+
+        AsyncCompile.process_pool().submit(exec, WORKS).result()
+        return super().learn(*args, **kwargs)
+
+
+class StartsAProcessForEvaluation(Bandit):
+    """Works in another process at each reset."""
+
+    def reset(self, **kwargs):
+        subprocess.run([sys.executable, "-S", "-c", WORKS], check=True)
+        return super().reset(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["StartsAProcess", pytest.param("HasAWorker", marks=pytest.mark.slow)])
+def test_processor_seconds_count_the_processes_that_a_run_starts(here, name):
+    found = small([f"a=tests.test_experiment:{name}", "b=sb3_simple_ddpg:SimpleDDPG"], seeds=1)
+    assert found.failures == []
+    seconds = found.runs.set_index("algorithm").cpu_time_s
+    assert seconds["a"] >= 0.5
+    # A clock tick is a hundredth of a second.
+    assert 0 < seconds["b"] < 0.5
+
+
+def test_processor_seconds_leave_out_the_processes_of_an_evaluation(here):
+    gym.register("TestStartsAProcess-v0", StartsAProcessForEvaluation, max_episode_steps=10)
+    chosen = algorithms.find_algorithms(["simple_ddpg"])[0]
+    job = Job(chosen, SMALL, BANDIT, 0, 20, 20, 1)
+    make = runs.EnvSettings.make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            runs.EnvSettings, "make", lambda self, n_envs: make(runs.EnvSettings("TestStartsAProcess-v0"), n_envs)
+        )
+        record = execute(job)
+    assert record["evaluation_time_s"] >= 1.0  # two evaluations of one reset at least
+    assert record["cpu_time_s"] < 0.5
 
 
 def test_dictionaries_of_the_caller_stay_as_they_are(here):
@@ -228,6 +280,28 @@ def test_arguments_of_an_environment_are_those_of_training_and_evaluation(here, 
     assert found.plan["random_returns"][BANDIT] == pytest.approx(-0.3, abs=4 * 0.85 / 20**0.5)
     with pytest.raises(ValueError, match=r"the arguments of .* were .*'best': 1.0.* and are now .*'best': 0.5"):
         small(["simple_ddpg"], seeds=1, env_kwargs={BANDIT: {"best": 0.5}}, folder=tmp_path, resume=True)
+
+
+GOAL = "tests.environments:TestGoal-v0"
+
+
+def test_success_is_recorded_where_the_environment_tells(here, tmp_path):
+    """The bandit's one action is good in all episodes of an evaluation or in none."""
+    told = run_experiment(["ddpg"], [GOAL], 2, 40, settings={"ddpg": SMALL}, eval_every=20, folder=tmp_path)
+    evaluations = told.evaluations
+    assert evaluations.success_rate.tolist() == [float(each >= 0.5) for each in evaluations.mean_return]
+    assert told.runs.final_success_rate.tolist() == evaluations.success_rate[evaluations.timestep == 40].tolist()
+    silent = small(["ddpg"], seeds=1)
+    assert silent.evaluations.success_rate.isna().all()
+    assert silent.runs.final_success_rate.isna().all()
+    # Records of before success was noted.
+    for path in (tmp_path / "results").iterdir():
+        record = json.loads(path.read_text())
+        record["evaluations"] = [evaluation[:3] for evaluation in record["evaluations"]]
+        path.write_text(json.dumps(record))
+    old = experiment.read_experiment(tmp_path)
+    assert old.evaluations.mean_return.tolist() == evaluations.mean_return.tolist()
+    assert old.evaluations.success_rate.isna().all()
 
 
 def test_a_folder_of_before_there_were_arguments_of_environments_goes_on(here, tmp_path):
@@ -500,21 +574,19 @@ def test_scaled_pendulum_is_pendulum_with_observations_times_1000():
 @pytest.mark.parametrize("name", ["simple_ddpg", "td3"])
 def test_observations_are_normalised_for_training_and_evaluated_with_its_statistics(here, monkeypatch, name):
     """Any algorithm; statistics come from training alone, so a run is the same evaluated often or seldom."""
-    from sb3_simple_ddpg import experiment_worker
-
     seen = []
 
     def spy(model, env, **kwargs):
         training = model.get_vec_normalize_env()
         before = training.obs_rms.mean.tolist()
-        found = experiment_worker_evaluate(model, env, **kwargs)
+        found = evaluate_policy(model, env, **kwargs)
         assert (env.training, env.norm_reward, training.norm_reward) == (False, False, False)
         assert env.obs_rms.mean.tolist() == training.obs_rms.mean.tolist() == before
         seen.append(training.obs_rms.count)
         return found
 
-    experiment_worker_evaluate = experiment_worker.evaluate_policy
-    monkeypatch.setattr(experiment_worker, "evaluate_policy", spy)
+    evaluate_policy = runs.evaluate_policy
+    monkeypatch.setattr(runs, "evaluate_policy", spy)
     settings = {name: {**SMALL, "normalize_observations": True}}
     often, seldom = (
         run_experiment([name], [SCALED], 1, 220, settings=settings, eval_every=every, eval_episodes=1)

@@ -136,6 +136,8 @@ def save_checkpoint(model: "SimpleDDPG", folder: str | Path, keep_last: int = 3)
             f"A checkpoint at timestep {model.num_timesteps} would lie in the middle of a rollout, whose last "
             "transition is not stored yet: save at on_rollout_start (ExactCheckpointCallback does) or after learn."
         )
+    if model._boundary is None:
+        model._store_step(model.replay_buffer, model.action_noise)  # of a copy that was made in a callback
     check_buffer(model.replay_buffer)
     is_new = folder_lock.claim(folder, model)
     try:
@@ -275,10 +277,7 @@ def _start_episodes_anew(model: "SimpleDDPG", checkpoint: Path | None) -> None:
     if model._boundary is None or model.env is None:
         model._last_obs = None  # the next call of learn resets
         return
-    model._last_obs = model.env.reset()  # type: ignore[assignment]  # as in SB3
-    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
-    if model._vec_normalize_env is not None:
-        model._last_original_obs = model._vec_normalize_env.get_original_obs()
+    model._start_episodes()
     look_at_environments(model)
 
 

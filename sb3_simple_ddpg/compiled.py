@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import nn
 from torch.func import functional_call
 
 from sb3_simple_ddpg import compiler, torch_private
@@ -31,6 +32,7 @@ from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_t
 from sb3_simple_ddpg.guards import Update
 from sb3_simple_ddpg.networks import ROLES, Networks
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
+from sb3_simple_ddpg.policies import Critic, only
 from sb3_simple_ddpg.rehearsal import Disagreement, NotFinite, Rehearsal, Unsuitable
 from sb3_simple_ddpg.torch_private import tree_flatten, tree_leaves, tree_map
 
@@ -519,11 +521,11 @@ def _critic_gradients(
     observations, actions, next_observations, terminated, rewards = batch
     with th.no_grad():
         next_actions = functional_call(model.actor_target, actor_target, (next_observations,))
-        next_q_values = functional_call(model.critic_target, critic_target, (next_observations, next_actions))
+        next_q_values = only(functional_call(model.critic_target, critic_target, (next_observations, next_actions)))
         targets = td_target(rewards, terminated, discounts, next_q_values)
     with th.enable_grad():
         learning = _learning(critic, names)
-        q_values = functional_call(model.critic, {**critic, **learning}, (observations, actions))
+        q_values = only(functional_call(model.critic, {**critic, **learning}, (observations, actions)))
         loss = critic_loss(q_values, targets)
         gradients = _gradients(loss, learning)
     return gradients, th.stack([loss.detach(), q_values.detach().mean(), targets.mean()])
@@ -537,10 +539,22 @@ def _actor_gradients(
     with th.enable_grad():
         learning = _learning(actor, names)
         actions = functional_call(model.actor, {**actor, **learning}, (observations,))
-        loss = actor_loss(functional_call(model.critic, critic, (observations, actions)))
+        of_critic = {f"critic.{name}": tensor for name, tensor in critic.items()}
+        loss = actor_loss(functional_call(_Q1(model.critic), of_critic, (observations, actions)))
         gradients = _gradients(loss, learning)
     saturation = (actions.detach().abs() > 0.99).float().mean()
     return gradients, th.stack([loss.detach(), saturation])
+
+
+class _Q1(nn.Module):
+    """`critic.q1_forward` as a module, which `functional_call` takes."""
+
+    def __init__(self, critic: Critic) -> None:
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:  # noqa: ANN401 - tensors, one or a Dict
+        return self.critic.q1_forward(observations, actions)
 
 
 def _learning(tensors: Named, names: tuple[str, ...]) -> Named:
@@ -630,7 +644,7 @@ def _needs_python(model: "SimpleDDPG", networks: Networks) -> str | None:
             return f"{kind.__name__}.{name} is not SimpleDDPG's"
     hooked = networks.hooked()
     if hooked:
-        return f"somebody listens to {hooked}, or has given it another forward"
+        return f"somebody listens to {hooked}, or has given it another method"
     return torch_private.why_python_is_needed(model.device)
 
 

@@ -4,6 +4,7 @@ Not here: other mathematics. Readers of the algorithm may take `DenseLayers` for
 """
 
 import operator
+import threading
 from typing import Any
 
 import torch as th
@@ -15,6 +16,29 @@ from sb3_simple_ddpg.torch_private import is_listened_to as is_listened_to
 
 #: What PyTorch's and SB3's classes do. One whose `forward` is another by now has been changed in place.
 _FORWARDS: dict[Any, Any] = {kind: kind.forward for kind in (nn.Linear, nn.ReLU, nn.Tanh, nn.Flatten, FlattenExtractor)}
+
+
+class _Here(threading.local):
+    """Of each thread."""
+
+    gradients_follow = False
+
+
+_here = _Here()
+
+
+class FastGradients:
+    """
+    Inside, linear layers are laid out so that gradients are fast. Elsewhere they are PyTorch's own, which whoever
+    traces or exports a network gets to see.
+    """
+
+    def __enter__(self) -> None:
+        self._before = _here.gradients_follow
+        _here.gradients_follow = True
+
+    def __exit__(self, *error: object) -> None:
+        _here.gradients_follow = self._before
 
 
 class DenseLayers(nn.Sequential):
@@ -30,7 +54,7 @@ class DenseLayers(nn.Sequential):
             outputs: th.Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]  # PyTorch does not annotate it
             return outputs
         values = inputs
-        linear = _linear if th.is_grad_enabled() else F.linear
+        linear = _linear if _here.gradients_follow else F.linear
         ours = False  # what a function called here returned is known to nobody else, and may be overwritten
         for layer in layers:
             kind = type(layer)
@@ -176,7 +200,7 @@ def _linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.
     layout of a gradient by that of the value.
     """
     units, features = weight.shape
-    if bias is None or inputs.dim() != 2 or not (1 < features < 32 and units >= 128):
+    if not th.is_grad_enabled() or bias is None or inputs.dim() != 2 or not (1 < features < 32 and units >= 128):
         return F.linear(inputs, weight, bias)
     if inputs.requires_grad:
         inputs = inputs.t().contiguous().t()

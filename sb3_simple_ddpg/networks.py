@@ -9,7 +9,7 @@ with the very objects that they were made from, and compared with these, by iden
 import gc
 import operator
 from collections.abc import Iterator
-from itertools import chain, compress
+from itertools import chain, compress, starmap
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 ROLES = ("actor", "critic", "actor_target", "critic_target")
+#: What computes: a function put in the place of one of these, on a layer or in its class, is another layer.
+_METHODS = ("forward", "q1_forward", "extract_features")
 #: Layers whose result depends on their weights and hooks alone, whatever is written into their attributes.
 _WITHOUT_SETTINGS = frozenset({nn.Linear, nn.ReLU, nn.Tanh, nn.Sequential, DenseLayers, FlattenExtractor})
 
@@ -62,8 +64,8 @@ class Networks:
         self._closely_held: list[object] = []
         self._plain_attributes: list[dict[str, Any]] = []
         self._count = 0
-        self._kinds: list[type[nn.Module]] = []
-        self._forwards: list[object] = []
+        self._methods: list[tuple[type[nn.Module], str, None]] = []
+        self._functions: list[object] = []
         self._description: dict[str, list[object]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Networks":
@@ -99,7 +101,7 @@ class Networks:
         if not (
             _are_equal(gc.get_referents(*self._closely_held_by), self._closely_held)
             and sum(map(len, self._plain_attributes)) == self._count
-            and [kind.forward for kind in self._kinds] == self._forwards
+            and list(starmap(getattr, self._methods)) == self._functions
         ):
             self._list(model)
         return self
@@ -158,8 +160,9 @@ class Networks:
         self._count = sum(map(len, self._plain_attributes))
         self._closely_held_by = *modules, *compress(self._all_attributes, map(operator.not_, plain))
         self._closely_held = gc.get_referents(*self._closely_held_by)
-        self._kinds = list(dict.fromkeys(map(type, modules)))
-        self._forwards = [kind.forward for kind in self._kinds]
+        kinds = dict.fromkeys(map(type, modules))
+        self._methods = [(kind, method, None) for kind in kinds for method in _METHODS if hasattr(kind, method)]
+        self._functions = list(starmap(getattr, self._methods))
         for role, root in zip(ROLES, self._roots, strict=True):
             self.weights[role] = list(root.parameters())
         actor, critic, actor_target, critic_target = self._roots
@@ -167,7 +170,8 @@ class Networks:
         self.statistics_of_targets = [*_running(critic_target), *_running(actor_target)]
         self.buffers = [tensor for root in self._roots for tensor in root.buffers()]
         self._main_weights = [*self.weights["actor"], *self.weights["critic"]]
-        self._other_forward = next((name for name, module in self.modules.items() if "forward" in vars(module)), "")
+        own = (name for name, module in self.modules.items() if not vars(module).keys().isdisjoint(_METHODS))
+        self._other_forward = next(own, "")
         self.version = object()
         self._hooks_seen = -1
         description = {name: list(_describe(module)) for name, module in self.modules.items()}
@@ -218,11 +222,12 @@ def _describe(module: nn.Module) -> Iterator[object]:
     """All of a layer but its weights and hooks: what decides which function it computes."""
     yield module
     yield type(module)
+    yield from [getattr(type(module), method) for method in _METHODS if hasattr(type(module), method)]
     yield from [name for name, weight in module._parameters.items() if weight is not None]
     yield from [name for name, buffer in module._buffers.items() if buffer is not None]
     yield from [layer for layer in module._modules.values() if layer is not None]
     for name, value in vars(module).items():
-        if name not in _NO_SETTINGS and (type(module) not in _WITHOUT_SETTINGS or name == "forward"):
+        if name not in _NO_SETTINGS and (type(module) not in _WITHOUT_SETTINGS or name in _METHODS):
             yield name
             yield value
 

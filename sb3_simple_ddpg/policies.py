@@ -1,4 +1,4 @@
-"""The networks of DDPG: actor mu(s), critic Q(s, a), and the policy that builds both with their targets.
+"""The networks of DDPG: actor mu(s), critic Q(s, a), and the policy that builds both, each with its target network.
 
 Not here: how they learn (`simple_ddpg.py`, `equations.py`) and how noise is added (`exploration.py`).
 
@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_simple_ddpg.checks import check_actions
+from sb3_simple_ddpg.checks import check_actions, check_optimizer_kwargs, plain_net_arch
 from sb3_simple_ddpg.layers import DenseLayers, LayersOfNow, call, only_flattens
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, FusedSGD
 
@@ -114,8 +114,12 @@ class Critic(BaseModel):
     :param activation_fn: between the layers
     :param normalize_images: divide images by 255
     :param share_features_extractor: the extractor is the actor's and learns from the actor's loss alone
+    :param n_critics: SB3's argument; must be 1
+    :raises ValueError: for another number of critics
     """
 
+    #: SB3's name.
+    n_critics: ClassVar[int] = 1
     features_extractor: BaseFeaturesExtractor
 
     def __init__(
@@ -128,7 +132,9 @@ class Critic(BaseModel):
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
         share_features_extractor: bool = False,
+        n_critics: int = 1,
     ) -> None:
+        _check_n_critics(n_critics)
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
@@ -139,17 +145,36 @@ class Critic(BaseModel):
         # SB3's name for the first of its critics: a weight file of one library fits the other.
         self.qf0 = DenseLayers(*create_mlp(features_dim + get_action_dim(action_space), 1, net_arch, activation_fn))
 
-    def forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+    def forward(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
         :param observations: s, a batch of B
         :param actions: a, shape (B, A), in [-1, 1]
-        :return: Q(s, a), shape (B, 1), in the unit of a return
+        :return: a tuple of one, as SB3's critics give one for each of theirs: Q(s, a), shape (B, 1), in the unit of a
+            return
         """
         features = _extract_features(self, observations)
         if self.share_features_extractor:
             features = features.detach()
         q_values: th.Tensor = call(self.qf0, th.cat([features, actions], dim=1))
+        return (q_values,)
+
+    def q1_forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        What the actor learns from, as in SB3. A subclass with another `forward` has another `q1_forward` too.
+
+        :param observations: s, a batch of B
+        :param actions: a, shape (B, A), in [-1, 1]
+        :return: Q(s, a), shape (B, 1), in the unit of a return
+        """
+        with th.no_grad():  # in the actor's step the critic is constant, its extractor too
+            features = _extract_features(self, observations)
+        q_values: th.Tensor = call(self.qf0, th.cat([features, actions], dim=1))
         return q_values
+
+    @property
+    def q_networks(self) -> tuple[nn.Module, ...]:
+        """SB3's name for the layers of its critics: those of the one. Others are put in their place in `qf0`."""
+        return (self.qf0,)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -160,6 +185,33 @@ class Critic(BaseModel):
             "features_extractor": self.features_extractor,
             "share_features_extractor": self.share_features_extractor,
         }
+
+
+def _check_n_critics(n_critics: int) -> None:
+    if n_critics != 1:
+        raise ValueError(f"n_critics must be 1, got {n_critics}: for twin critics use stable_baselines3.TD3.")
+
+
+def only(q_values: tuple[th.Tensor, ...]) -> th.Tensor:
+    """
+    The one Q(s, a) of what a critic gives.
+
+    :param q_values: a tuple of one tensor, shape (B, 1)
+    :return: the tensor
+    :raises TypeError: for what is no tuple: to take the first row of a tensor for it would be wrong without a word
+    :raises ValueError: for a tuple of several
+    """
+    if not isinstance(q_values, tuple | list):
+        raise TypeError(
+            f"The critic must give a tuple of one tensor, as in SB3, got {type(q_values).__name__}: end its forward "
+            "with `return (q_values,)`, and give the tensor itself in q1_forward, which the actor learns from."
+        )
+    if len(q_values) != 1:
+        raise ValueError(
+            f"The critic must give a tuple of one tensor, got {len(q_values)}: DDPG has one critic; for twin critics "
+            "use stable_baselines3.TD3."
+        )
+    return q_values[0]
 
 
 class DDPGPolicy(BasePolicy):
@@ -211,8 +263,7 @@ class DDPGPolicy(BasePolicy):
         share_features_extractor: bool = False,
         last_layer_init: float | None = None,
     ) -> None:
-        if n_critics != 1:
-            raise ValueError(f"n_critics must be 1, got {n_critics}: for twin critics use stable_baselines3.TD3.")
+        _check_n_critics(n_critics)
         if last_layer_init is not None and not last_layer_init >= 0:
             raise ValueError(f"last_layer_init must be None or at least 0, got {last_layer_init}: 3e-3 for example.")
         super().__init__(
@@ -228,11 +279,28 @@ class DDPGPolicy(BasePolicy):
         )
         if net_arch is None:
             net_arch = [256, 256] if self.features_extractor_class == NatureCNN else [400, 300]
-        self.net_arch = net_arch
+        self.net_arch = plain_net_arch(net_arch)
         self.activation_fn = activation_fn
         self.critic_optimizer_kwargs = dict(critic_optimizer_kwargs or {})
+        check_optimizer_kwargs("optimizer_kwargs", self.optimizer_kwargs)
+        check_optimizer_kwargs("critic_optimizer_kwargs", self.critic_optimizer_kwargs)
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
+        # SB3's names, for subclasses with networks of their own.
+        self.net_args = {
+            "observation_space": observation_space,
+            "action_space": action_space,
+            "activation_fn": activation_fn,
+            "normalize_images": normalize_images,
+        }
+        actor_arch, critic_arch = get_actor_critic_arch(net_arch)
+        self.actor_kwargs = {**self.net_args, "net_arch": actor_arch}
+        self.critic_kwargs = {
+            **self.net_args,
+            "net_arch": critic_arch,
+            "n_critics": n_critics,
+            "share_features_extractor": share_features_extractor,
+        }
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -264,26 +332,14 @@ class DDPGPolicy(BasePolicy):
         :param features_extractor: one to share; None builds a new one
         :return: an actor of this policy's settings
         """
-        return Actor(**self._network_kwargs("pi", features_extractor)).to(self.device)
+        return Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Critic:
         """
         :param features_extractor: one to share; None builds a new one
         :return: a critic of this policy's settings
         """
-        critic_kwargs = self._network_kwargs("qf", features_extractor)
-        return Critic(**critic_kwargs, share_features_extractor=self.share_features_extractor).to(self.device)
-
-    def _network_kwargs(self, network: str, features_extractor: BaseFeaturesExtractor | None) -> dict[str, Any]:
-        actor_arch, critic_arch = get_actor_critic_arch(self.net_arch)
-        kwargs = {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "net_arch": actor_arch if network == "pi" else critic_arch,
-            "activation_fn": self.activation_fn,
-            "normalize_images": self.normalize_images,
-        }
-        return self._update_features_extractor(kwargs, features_extractor)
+        return Critic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -370,7 +426,7 @@ class DDPGPolicy(BasePolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        Switch batch norm and dropout of the main networks; the targets stay in evaluation mode.
+        Switch batch norm and dropout of the main networks; the target networks stay in evaluation mode.
 
         :param mode: True for training
         """

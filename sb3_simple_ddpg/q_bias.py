@@ -182,7 +182,7 @@ def q_of_actor(model: "SimpleDDPG", observations: Observations) -> Array:
     :return: Q(s, mu(s)), shape (B,)
     """
     seen = tensors(model, observations)
-    values: Array = model.critic(seen, model.actor(seen)).cpu().numpy().astype(np.float64)[:, 0]
+    values: Array = model.critic.q1_forward(seen, model.actor(seen)).cpu().numpy().astype(np.float64)[:, 0]
     return values
 
 

@@ -202,6 +202,43 @@ def test_a_layer_changed_in_place_is_followed(what: str):
     assert largest_difference(fast, make(False)) > 1e-4  # the change mattered
 
 
+class Activation(nn.Module):
+    """A layer whose class is changed in place."""
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        return th.relu(inputs)
+
+
+@pytest.mark.parametrize("what", ["forward", "q1_forward", "q1_forward of one", "extract_features of one"])
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.checks.CompileWarning")
+def test_a_method_put_in_another_s_place_is_followed(what: str, monkeypatch):
+    def judge(critic: Critic, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        return -(actions**2)
+
+    def change(model: SimpleDDPG) -> None:
+        if what == "forward":
+            monkeypatch.setattr(Activation, "forward", lambda self, inputs: th.tanh(inputs))
+        elif what == "q1_forward":
+            monkeypatch.setattr(Critic, "q1_forward", judge)
+        elif what == "q1_forward of one":
+            model.critic.q1_forward = judge.__get__(model.critic)
+        else:
+            model.actor.extract_features = lambda observations, extractor: 0.5 * observations
+
+    kwargs = {"policy_kwargs": {"net_arch": [16], "activation_fn": Activation}}
+    models = []
+    for compile_updates in (False, True):
+        model = make(compile_updates, **kwargs)
+        before = deepcopy(model)
+        train(before, 4)
+        change(model)
+        train(model, 4)
+        models.append(model)
+        monkeypatch.undo()
+    assert largest_difference(*models) < CLOSE
+    assert largest_difference(models[0], before) > 1e-4  # the change mattered
+
+
 class Scaling(nn.Module):
     """A layer with an attribute that its result depends on."""
 
@@ -384,14 +421,16 @@ class Encoder(nn.Module):
 
 
 class DoubledCritic(Critic):
-    def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
-        return 2.0 * super().forward(observations, actions)
+    def forward(self, observations: Any, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        return tuple(2.0 * q_values for q_values in super().forward(observations, actions))
+
+    def q1_forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
+        return 2.0 * super().q1_forward(observations, actions)
 
 
 class OwnPolicy(DDPGPolicy):
     def make_critic(self, features_extractor: Any = None) -> Critic:
-        kwargs = self._network_kwargs("qf", features_extractor)
-        return DoubledCritic(**kwargs, share_features_extractor=self.share_features_extractor)
+        return DoubledCritic(**self._update_features_extractor(self.critic_kwargs, features_extractor))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Not here: how much faster it is (`simple-ddpg benchmark`).
 import collections
 import copy
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from torch.nn.utils import prune
 
-from sb3_simple_ddpg import DDPGPolicy, SimpleDDPG, sampling, torch_private
-from sb3_simple_ddpg.layers import DenseLayers
+from sb3_simple_ddpg import DDPGPolicy, SimpleDDPG, layers, sampling, torch_private
+from sb3_simple_ddpg.layers import DenseLayers, FastGradients
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
 from tests.environments import Chain
@@ -56,7 +57,8 @@ def test_few_inputs_and_many_units_give_a_sequential_s_gradients(inputs_learn: b
     dense = DenseLayers(nn.Linear(4, 128), nn.ReLU(), nn.Linear(128, 1))
     inputs = th.randn(64, 4, requires_grad=inputs_learn)
     weights = [*([inputs] if inputs_learn else []), *dense.parameters()]
-    ours = th.autograd.grad(dense(inputs).sum(), weights)
+    with FastGradients():
+        ours = th.autograd.grad(dense(inputs).sum(), weights)
     theirs = th.autograd.grad(nn.Sequential.forward(dense, inputs).sum(), weights)
     for gradient, expected in zip(ours, theirs, strict=True):
         # Sums of 64 or 128 numbers of about 1 in another order.
@@ -64,16 +66,41 @@ def test_few_inputs_and_many_units_give_a_sequential_s_gradients(inputs_learn: b
     # The fast layout was taken: PyTorch passes it on to the gradient.
     assert ours[int(inputs_learn)].stride() == (1, 128)
     assert dense[0].weight.stride() == (4, 1)
+    elsewhere = th.autograd.grad(dense(inputs).sum(), weights)
+    assert all(map(th.equal, elsewhere, theirs))
+    assert elsewhere[int(inputs_learn)].stride() == (4, 1)
+
+
+def test_gradients_are_laid_out_for_speed_in_train_alone_and_in_its_thread(monkeypatch):
+    model = make_model().learn(40)
+    seen: list[tuple[str, bool]] = []
+
+    def look(where: str) -> None:
+        seen.append((where, layers._here.gradients_follow))
+
+    def update(batch: Any) -> th.Tensor:
+        look("train")
+        thread = threading.Thread(target=look, args=("another thread",))
+        thread.start()
+        thread.join()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "_update", update)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(1, 8)
+    look("afterwards")
+    assert seen == [("train", True), ("another thread", False), ("afterwards", False)]
 
 
 def test_layers_without_bias_and_batches_of_batches_give_a_sequential_s_bits():
     dense = DenseLayers(nn.Linear(4, 128, bias=False), nn.ReLU(inplace=True), nn.Linear(128, 2))
-    for inputs in (th.randn(5, 4), th.randn(2, 5, 4), th.randn(4)):
-        assert th.equal(dense(inputs), nn.Sequential.forward(dense, inputs))
-    with th.no_grad():
-        assert th.equal(dense(inputs), nn.Sequential.forward(dense, inputs))
     wide = DenseLayers(nn.Linear(4, 128))  # of a layout of its own
-    assert wide(th.randn(2, 5, 4)).shape == (2, 5, 128)
+    with FastGradients():
+        for inputs in (th.randn(5, 4), th.randn(2, 5, 4), th.randn(4)):
+            assert th.equal(dense(inputs), nn.Sequential.forward(dense, inputs))
+        with th.no_grad():
+            assert th.equal(dense(inputs), nn.Sequential.forward(dense, inputs))
+        assert wide(th.randn(2, 5, 4)).shape == (2, 5, 128)
     inputs = th.tensor([-1.0])
     DenseLayers(nn.ReLU(inplace=True))(inputs)
     assert inputs.item() == 0.0  # as in a Sequential
@@ -313,7 +340,8 @@ def test_hooks_on_whole_networks_are_called(network: str):
     if network.startswith("actor"):
         assert len(calls) == 1
         model.predict(np.zeros(3, np.float32))
-    assert len(calls) == 2  # the critic judges the batch, then the actor's actions
+    # The critic's layers judge the batch, then the actor's actions; SB3 calls q1_forward for these, not the critic.
+    assert len(calls) == (1 if network == "critic" else 2)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])

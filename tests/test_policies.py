@@ -31,7 +31,7 @@ def test_actor_s_outputs_lie_in_minus_one_to_one_and_critic_gives_one_column():
     actions = policy.actor(observations)
     assert actions.shape == (5, 2)
     assert actions.abs().max() <= 1
-    assert policy.critic(observations, actions).shape == (5, 1)
+    assert policy.critic(observations, actions)[0].shape == (5, 1)
 
 
 def test_predict_maps_to_the_action_range_once_per_dimension():
@@ -147,7 +147,7 @@ def test_a_shared_extractor_is_one_object_and_learns_from_the_actor_alone(share:
     assert (policy.critic.features_extractor is policy.actor.features_extractor) is share
     assert (policy.critic_target.features_extractor is policy.actor_target.features_extractor) is share
     images = th.randint(0, 255, (2, 3, 36, 36), dtype=th.uint8)
-    policy.critic(images, th.zeros(2, 2)).sum().backward()
+    policy.critic(images, th.zeros(2, 2))[0].sum().backward()
     extractor_learns = next(policy.critic.features_extractor.parameters()).grad is not None
     assert extractor_learns is not share
 

@@ -96,7 +96,7 @@ def test_actor_step_computes_no_critic_gradient():
     observations = th.ones(4, 1)
     model._gradient_step(
         model.actor.optimizer,
-        actor_loss(model.critic(observations, model.actor(observations))),
+        actor_loss(model.critic.q1_forward(observations, model.actor(observations))),
         list(model.actor.parameters()),
     )
     for before, parameter in zip(after_the_critic_step, model.critic.parameters(), strict=True):
@@ -116,7 +116,7 @@ def test_time_limit_does_not_stop_bootstrapping_and_termination_does(ends: str, 
     model.learn(800)
     assert model._n_updates == 750
     with th.no_grad():
-        q_values = model.critic(th.eye(3), th.zeros(3, 1))
+        (q_values,) = model.critic(th.eye(3), th.zeros(3, 1))
     assert q_values.flatten().tolist() == pytest.approx(values, abs=0.05)
 
 

@@ -37,14 +37,6 @@ class Footprints:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_env": None}  # whoever copies a model need not be able to copy its environment
 
-    def copy(self) -> "Footprints":
-        """
-        :return: the same, for a copy of the model
-        """
-        other = Footprints()
-        vars(other).update(self.__getstate__())
-        return other
-
     @property
     def settled(self) -> bool:
         """Whether it is known what a step changes."""

@@ -247,7 +247,7 @@ class SimpleDDPG(Collecting):
             update_learning_rate(self.critic.optimizer, self.critic_lr_schedule(1))
         self._networks = Networks()
         self._compiled: CompiledUpdates | None = None
-        self._guard = NonFiniteGuard(self)
+        self._guard = NonFiniteGuard()
         if not hasattr(self, "_logger"):
             self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
 
@@ -286,7 +286,7 @@ class SimpleDDPG(Collecting):
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
         with FastGradients():
-            for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
+            for batch, update in self._guard.watched(self, batches, gradient_steps, choose, statistics):
                 statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
         self._log_updates(statistics)
 
@@ -365,7 +365,7 @@ class SimpleDDPG(Collecting):
         """Record the mean of each statistic over the gradient steps, with one transfer from the device."""
         if not statistics:
             return
-        rows, count = self._guard.read(statistics)
+        rows, count = self._guard.read(self, statistics)
         record = self.logger.record
         self._n_updates += count
         means = rows[0] if count == 1 else [sum(values) / count for values in zip(*rows, strict=True)]
@@ -414,7 +414,7 @@ class SimpleDDPG(Collecting):
                 raise
             callback_at_work = origin_of(error).callback
             place = "" if callback_at_work is None else f", in the callback {type(callback_at_work).__name__}"
-            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}{place}", "") from error
+            raise self._guard.stop(self, f"{error} At timestep {self.num_timesteps}{place}", "") from error
         finally:
             self._leave_environment()
             folder_lock.let_go(self)
@@ -422,7 +422,7 @@ class SimpleDDPG(Collecting):
     def _start_episodes(self) -> None:
         super()._start_episodes()
         assert self._last_obs is not None
-        self._guard.check_first(self._last_obs)
+        self._guard.check_first(self, self._last_obs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
         """Lines 4 to 6 of Algorithm 1, `train_freq` times: `Collecting`'s, with the noise of now."""
@@ -449,7 +449,7 @@ class SimpleDDPG(Collecting):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         assert self._last_obs is not None
-        self._guard.check_first(self._last_obs)
+        self._guard.check_first(self, self._last_obs)
         if self._resumed is not None or self._saved is not None:
             from sb3_simple_ddpg.checkpoint import look_at_environments
 
@@ -500,7 +500,7 @@ class SimpleDDPG(Collecting):
     ) -> None:
         """Line 6 of Algorithm 1. Mirrors SB3 2.9.2, without deep copies where the buffer makes its own."""
         over = True in dones.tolist()
-        if not self._guard.accepts(buffer_action, new_obs, reward, infos if over else None):
+        if not self._guard.accepts(self, buffer_action, new_obs, reward, infos if over else None):
             self._skip_transition(replay_buffer, new_obs)
             return
         copies_itself = type(replay_buffer) in (ReplayBuffer, NStepReplayBuffer)

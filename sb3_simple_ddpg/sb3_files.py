@@ -80,6 +80,12 @@ def read_agent(path: str | Path | io.BufferedIOBase, custom_objects: dict[str, A
     if attributes is None:
         raise ValueError(f"{path} holds no settings: write it with DDPG.save.")
     attributes.update(custom_objects)
+    for name in ("policy_class", "policy_kwargs", "observation_space", "action_space"):
+        if name not in attributes:
+            raise ValueError(
+                f"{path} holds no {name}: save without `exclude`, or SimpleDDPG.from_sb3(path, "
+                f"custom_objects={{{name!r}: ...}})."
+            )
     for name in missing.keys() | {"lr_schedule"}:  # as in SB3's `load`, the schedule is made of `learning_rate`
         attributes.pop(name, None)
     return SavedAgent(attributes, parameters, {name: missing[name] for name in missing.keys() & _WITH_DEFAULT})

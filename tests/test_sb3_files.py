@@ -440,6 +440,16 @@ def test_what_the_agent_is_made_of_and_cannot_be_read_is_refused_with_the_cure(t
     assert ours.policy.net_arch == TINY["net_arch"]
 
 
+@pytest.mark.parametrize("name", ["policy_class", "policy_kwargs", "observation_space", "action_space"])
+def test_zip_without_what_the_agent_is_made_of_is_refused_and_taken_with_it(name: str, tmp_path: Path) -> None:
+    theirs = small_agent()
+    save_as_sb3_1(theirs, tmp_path / "old", **{name: ...})
+    with pytest.raises(ValueError, match=f"holds no {name}: .*custom_objects={{'{name}'"):
+        SimpleDDPG.from_sb3(tmp_path / "old")
+    ours = SimpleDDPG.from_sb3(tmp_path / "old", custom_objects={name: getattr(theirs, name)})
+    assert largest_difference(ours, theirs) == 0
+
+
 def test_where_gym_itself_is_needed_the_error_says_so(tmp_path: Path) -> None:
     with gym_installed():
         text = KINDS["Text"]("0.26", max_length=3)

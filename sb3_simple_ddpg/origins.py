@@ -65,6 +65,8 @@ def origin_of(error: BaseException) -> Origin:
             return Origin(at_work, names["env_idx"], callback, observations=observations)
         if isinstance(at_work, SubprocVecEnv):
             processes = Origin(at_work, None, callback, observations=names.get("obs", ()))
+        elif processes is not None and names.get("env") is processes.vec_env and "env_idx" in names:
+            processes = Origin(processes.vec_env, names["env_idx"], callback)
         elif isinstance(at_work, BaseCallback):
             callback = at_work
         single = single or isinstance(at_work, gym.Env)

@@ -209,7 +209,8 @@ class _WatchedRemote:
         answer, command, self._command = self._remote.recv(), self._command, None
         if command not in ("step", "reset"):
             return answer
-        name, space = f"Environment {self._index}", self._env.observation_space
+        env, env_idx = self._env, self._index  # `origins.py` looks for these two names
+        name, space = f"Environment {env_idx}", env.observation_space
         try:
             answer = check_observation(name, answer[0], space), *answer[1:]
             if command == "step" and answer[2] and "terminal_observation" in answer[3]:

@@ -395,6 +395,89 @@ def test_threads_that_wait_for_each_other_are_found(monkeypatch: pytest.MonkeyPa
     assert found == [[[], []], [one, []], [one, two]]
 
 
+# What to cure first.
+
+
+class Portfolio(gym.Env[Any, Any]):
+    """Prices, cash and shares as they are; the reward is what the portfolio gained, in the currency."""
+
+    def __init__(self, unit: float = 1.0) -> None:
+        self.unit = unit
+        self.observation_space = spaces.Box(-np.inf, np.inf, (7,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+    def observe(self) -> Any:
+        return np.concatenate([[self.cash], self.prices, self.shares]).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.cash, self.prices, self.shares, self.steps = 1e6, self.np_random.uniform(20, 200, 3), np.zeros(3), 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> Any:
+        before = self.cash + self.prices @ self.shares
+        bought = np.maximum(np.round(100 * action), -self.shares)
+        self.shares, self.cash = self.shares + bought, self.cash - bought @ self.prices
+        self.prices = self.prices * np.exp(self.np_random.normal(0.0, 0.05, 3))
+        self.steps += 1
+        gain = float(self.cash + self.prices @ self.shares - before)
+        return self.observe(), self.unit * gain, False, self.steps == 50, {}
+
+
+SATURATION_CURE = {
+    "policy_kwargs": {"net_arch": [16], "last_layer_init": 3e-3}, "learning_rate": 3e-4, "critic_learning_rate": 1e-3,
+}  # fmt: skip
+
+
+def test_what_others_follow_from_is_to_be_cured_first():
+    findings = model_of(Portfolio()).learn(400).diagnose()
+    assert [finding.fault for finding in findings] == ["observation scale", "reward scale", "saturation"]
+    assert [finding.after for finding in findings] == [(), (), ("observation scale", "reward scale")]
+    assert str(findings[2]).endswith(" Cure first: observation scale and reward scale.")
+    assert diagnosis.cure_first(findings) == (
+        "Cure first: observation scale and reward scale. Then look again: saturation may well be gone."
+    )
+    # The cure of saturation alone removes none of the three; that of the first one all.
+    assert "last_layer_init=3e-3" in findings[2].cure
+    assert faults_of(model_of(Portfolio(), **SATURATION_CURE).learn(400)) == [
+        "observation scale", "reward scale", "saturation",
+    ]  # fmt: skip
+    assert findings[0].cure.startswith("env = VecNormalize(DummyVecEnv([lambda: env])), or --normalize")
+    assert faults_of(cured(findings[0], Portfolio()).learn(400)) == []
+
+
+def test_rewards_of_a_good_size_are_left_as_they_are():
+    finding = the_finding_of("observation scale", model_of(Portfolio(1e-3)).learn(400))
+    assert "norm_reward=False" in finding.cure
+    assert "observation scale" not in faults_of(cured(finding, Portfolio(1e-3)).learn(400))
+
+
+def test_saturation_by_itself_is_cured_by_what_its_finding_says():
+    env = Numbers([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
+    finding = the_finding(model_of(env, learning_rate=0.3).learn(500))
+    assert (finding.fault, finding.after) == ("saturation", ())
+    for setting in ("last_layer_init=3e-3", "learning_rate=3e-4", "critic_learning_rate=1e-3"):
+        assert setting in finding.cure
+    assert faults_of(model_of(env, **SATURATION_CURE).learn(500)) == []
+
+
+def test_faults_that_do_not_follow_from_each_other_are_cured_from_the_top():
+    findings = model_of(Bandit(), action_noise=None, learning_starts=1).diagnose()
+    assert [finding.fault for finding in findings] == ["no exploration", "learning starts"]
+    assert diagnosis.cure_first(findings) == "Cure them from the top down, no exploration first."
+    assert [diagnosis.cure_first(findings[:1]), diagnosis.cure_first([])] == ["", ""]
+    order = list(FAULTS)
+    for fault, causes in diagnosis.CAUSES.items():
+        assert all(order.index(cause) < order.index(fault) for cause in causes)
+
+
+def test_rewards_by_the_given_factor_are_no_fault_any_more():
+    finding = the_finding(model_of(Numbers([0.0], [1.0], size=3e4), learning_starts=200).learn(200))
+    factor = float(re.search(r"multiply the rewards by ([^,]+),", finding.cure)[1])
+    env = TransformReward(Numbers([0.0], [1.0], size=3e4), lambda reward: factor * reward)
+    assert faults_of(model_of(env, learning_starts=200).learn(200)) == []
+
+
 # Q bias, worked out by hand.
 
 
@@ -533,7 +616,7 @@ TINY = ["--set", "policy_kwargs.net_arch=[8]", "batch_size=32"]
 
 def test_command_finds_nothing_in_a_healthy_environment(capsys: pytest.CaptureFixture[str]):
     assert main(["diagnose", "Pendulum-v1", *TINY]) == 0
-    assert capsys.readouterr().out == "Nothing wrong was found with Pendulum-v1 in 2199 timesteps.\n"
+    assert capsys.readouterr().out == "Nothing wrong was found with Pendulum-v1 in 2200 timesteps.\n"
 
 
 def test_command_prints_faults_of_an_environment_with_the_cure(capsys: pytest.CaptureFixture[str]):
@@ -542,6 +625,7 @@ def test_command_prints_faults_of_an_environment_with_the_cure(capsys: pytest.Ca
     printed = capsys.readouterr().out
     for name in ("no exploration", "observation scale", "updates per step"):
         assert name in printed
+    assert printed.endswith("Cure them from the top down, observation scale first.\n")
     assert main(["diagnose", scaled, *TINY, "--normalize"]) == 0
 
 

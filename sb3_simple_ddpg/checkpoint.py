@@ -28,6 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
+from sb3_simple_ddpg import folder_lock
 from sb3_simple_ddpg.environment_state import (
     contents,
     differences,
@@ -66,7 +67,8 @@ class ExactCheckpointCallback(BaseCallback):
     :param every: timesteps, of all environments together, between two checkpoints
     :param keep_last: number of newest checkpoints to keep
     :param verbose: 1: log each checkpoint
-    :raises ValueError: for fewer than one timestep or checkpoint
+    :raises ValueError: for fewer than one timestep or checkpoint; when learning starts, for a folder that another
+        process or model writes to, or with checkpoints of a later timestep
     """
 
     def __init__(self, folder: str | Path, every: int, keep_last: int = 3, verbose: int = 0) -> None:
@@ -76,6 +78,8 @@ class ExactCheckpointCallback(BaseCallback):
         self.folder, self.every, self.keep_last = Path(folder), every, keep_last
 
     def _on_training_start(self) -> None:
+        with contextlib.suppress(OSError):  # training goes on where no checkpoint can be written
+            folder_lock.claim(self.folder, self.model, learning=True)
         _refuse_later_checkpoints(self.folder, self.model.num_timesteps)
         self._last = self.model.num_timesteps
         self.logger.info(
@@ -121,7 +125,8 @@ def save_checkpoint(model: "SimpleDDPG", folder: str | Path, keep_last: int = 3)
     :param keep_last: number of newest checkpoints to keep
     :return: the checkpoint
     :raises ValueError: in the middle of a rollout; for fewer than one checkpoint to keep; for a replay buffer that
-        holds more than is known how to store; for a folder with checkpoints of a later timestep
+        holds more than is known how to store; for a folder that another process or model writes to, or with checkpoints
+        of a later timestep
     :raises OSError: when it cannot be written; what lay in the folder is still there
     """
     folder = Path(folder)
@@ -131,8 +136,16 @@ def save_checkpoint(model: "SimpleDDPG", folder: str | Path, keep_last: int = 3)
             f"A checkpoint at timestep {model.num_timesteps} would lie in the middle of a rollout, whose last "
             "transition is not stored yet: save at on_rollout_start (ExactCheckpointCallback does) or after learn."
         )
+    if model._boundary is None:
+        model._store_step(model.replay_buffer, model.action_noise)  # of a copy that was made in a callback
     check_buffer(model.replay_buffer)
-    _refuse_later_checkpoints(folder, model.num_timesteps)
+    is_new = folder_lock.claim(folder, model)
+    try:
+        _refuse_later_checkpoints(folder, model.num_timesteps)
+    except CheckpointError:
+        if is_new:
+            folder_lock.let_go(model, folder)
+        raise
     assert model.replay_buffer is not None
     cut_episodes(model.replay_buffer)
     if model.action_noise is not None:
@@ -186,6 +199,7 @@ def resume(cls: type[Model], folder: str | Path, env: GymEnv | str, device: th.d
     give_back_states(model.env, state.get("given", []))
     lost = _set_random_states(model, state["random"])
     model._resumed = Resumed(lost, _contents_afterwards(checkpoint))
+    folder_lock.may_follow(checkpoint.parent, model)
     return model
 
 
@@ -203,7 +217,7 @@ class Resumed(NamedTuple):
 
 def look_at_environments(model: "SimpleDDPG") -> None:
     """
-    :param model: whose environments have just been reset for the first time after `resume` or `save_checkpoint`: what
+    :param model: whose environments have been reset for the first time after `resume` or `save_checkpoint`: what
         was not restored is named in the log; or they are what a later `resume` is compared with
     """
     assert model.env is not None
@@ -263,10 +277,7 @@ def _start_episodes_anew(model: "SimpleDDPG", checkpoint: Path | None) -> None:
     if model._boundary is None or model.env is None:
         model._last_obs = None  # the next call of learn resets
         return
-    model._last_obs = model.env.reset()  # type: ignore[assignment]  # as in SB3
-    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
-    if model._vec_normalize_env is not None:
-        model._last_original_obs = model._vec_normalize_env.get_original_obs()
+    model._start_episodes()
     look_at_environments(model)
 
 

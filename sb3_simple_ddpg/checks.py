@@ -109,6 +109,44 @@ def did_you_mean(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}."
 
 
+def check_policy(policy: Any) -> Any:  # noqa: ANN401 - whatever the user gave
+    """
+    :param policy: name or class
+    :return: the same; for one of SB3's three policy classes for DDPG and TD3, the name of ours
+    :raises TypeError: for what is neither
+    :raises ValueError: for a class derived from SB3's, with the way to derive it from ours
+    """
+    if isinstance(policy, str):
+        return policy
+    if not isinstance(policy, type):
+        raise TypeError(f'policy must be a name or a class, got {policy!r}: "MlpPolicy" for example.')
+    if policy.__module__ == _POLICIES_OF_SB3 and policy.__name__ in _NAMES_OF_SB3_S:
+        return _NAMES_OF_SB3_S[policy.__name__]
+    check_no_subclass_of_td3_policy(policy)
+    return policy
+
+
+def check_no_subclass_of_td3_policy(policy_class: type) -> None:
+    """
+    :param policy_class: of a new model, or of one that SB3 saved
+    :raises ValueError: for a class of the user's derived from SB3's, with the way to derive it from ours
+    """
+    for base in policy_class.__mro__[1:]:
+        if base.__module__ == _POLICIES_OF_SB3 and base.__name__ in _NAMES_OF_SB3_S:
+            name, ours = policy_class.__name__, _NAMES_OF_SB3_S[base.__name__]
+            raise ValueError(
+                f"The policy {name} is derived from SB3's {base.__name__}: derive it from sb3_simple_ddpg.{ours}, "
+                f"`class {name}({ours})`, which has the same arguments (n_critics is 1) and methods, actor_kwargs and "
+                "critic_kwargs too; actors and critics of your own may go on being derived from SB3's. Weights of a "
+                f'model that was saved with it: SimpleDDPG({name}, env, ...).set_parameters("model.zip").'
+            )
+
+
+_POLICIES_OF_SB3 = "stable_baselines3.td3.policies"
+#: SB3's classes, and what ours are called.
+_NAMES_OF_SB3_S = {"TD3Policy": "MlpPolicy", "CnnPolicy": "CnnPolicy", "MultiInputPolicy": "MultiInputPolicy"}
+
+
 def check_action_space(action_space: spaces.Space[Any]) -> None:
     """
     :param action_space: the environment's
@@ -502,16 +540,14 @@ def advice(model: "SimpleDDPG") -> list[str]:
     :return: one sentence a finding, empty when there is nothing to say
     """
     found = []
-    assert isinstance(model.action_space, spaces.Box)
-    widest = float(max(abs(model.action_space.low).max(), abs(model.action_space.high).max()))
-    if widest > 10:
-        found.append(
-            f"The action space reaches to {widest:g}; off-policy learning often stalls beyond +-10. "
-            "Actions are mapped to [-1, 1] here, but rewards that grow with the action are not: "
-            "consider gymnasium.wrappers.RescaleAction."
-        )
-    if noise_scale(model.action_noise) == 0.0:
+    scale = noise_scale(model.action_noise)
+    if scale == 0.0:
         found.append("There is no action noise: after the random steps nothing explores. Try action_noise=0.1.")
+    if scale is not None and scale > 1.0:
+        found.append(
+            f"The action noise has a standard deviation of {scale:g}, and 1.0 is half the width of the action range in "
+            "every environment: nearly every action ends at a bound. Try action_noise=0.1."
+        )
     buffer = model.replay_buffer
     if buffer is not None and buffer.size() == 0 and model.num_timesteps > max(model.learning_starts, 0):
         found.append(

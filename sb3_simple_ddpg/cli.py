@@ -28,7 +28,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, S
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_simple_ddpg import checks, mistakes, presets, runs
+from sb3_simple_ddpg import checks, folder_lock, mistakes, presets, runs
 from sb3_simple_ddpg.algorithms import assign, env_kwargs_from, take_normalize
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.q_bias import QBiasCallback
@@ -121,6 +121,10 @@ def train(
     random_return = settings.random_return(seed)
 
     # Every setting is accepted; from here on files are written.
+    try:
+        folder_lock.claim(folder, model)
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written: {error}.") from error
     _prepare_folder(folder)
     runs.write_config(
         folder,
@@ -157,6 +161,7 @@ def _resume(folder: Path, eval_episodes: int, progress: bool) -> int:
         model = SimpleDDPG.resume(folder / runs.CHECKPOINTS, training_env)
     except CheckpointError as error:
         raise ValueError(f"{error} Checkpoints are written by `simple-ddpg train --checkpoint-every N`.") from error
+    folder_lock.claim(folder, model)
     runs.keep_until(folder, model._episode_num, model.num_timesteps)
     for name in (runs.ERROR, runs.DIAGNOSIS, runs.EVALUATION):
         (folder / name).unlink(missing_ok=True)
@@ -199,6 +204,7 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
         training_env.save(str(folder / runs.NORMALIZER))
     training_env.close()
     model.logger.close()
+    folder_lock.let_go(model, folder)
     if model._episode_num:
         try:
             _save_figure([folder], [settings.env_id], folder / runs.PICTURE, config["random_return"])
@@ -698,6 +704,8 @@ def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> Non
     from rich.console import Console
     from rich.table import Table
 
+    from sb3_simple_ddpg.diagnosis import cure_first
+
     if not findings:
         print(f"Nothing wrong was found with {what} in {timesteps} timesteps.")
         return
@@ -708,6 +716,8 @@ def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> Non
         table.add_row(finding.fault, finding.measured, finding.why, finding.cure)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table, markup=False, highlight=False)
+    if first := cure_first(findings):
+        print(first)
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -29,6 +29,7 @@ from stable_baselines3.common.utils import ConstantSchedule, check_for_correct_s
 from stable_baselines3.ddpg import DDPG
 from stable_baselines3.her import HerReplayBuffer
 
+from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.exploration import GaussianNoise, make_action_noise
 from sb3_simple_ddpg.sb3_files import SavedAgent, old_defaults, read_agent
 from sb3_simple_ddpg.simple_ddpg import SelfSimpleDDPG, SimpleDDPG, own_copy
@@ -164,6 +165,8 @@ def _policy_class(source: type[BaseAlgorithm], target: type[BaseAlgorithm], poli
     for name, known in source.policy_aliases.items():
         if known is policy_class:
             return target.policy_aliases[name]
+    if isinstance(policy_class, type):
+        checks.check_no_subclass_of_td3_policy(policy_class)
     raise ValueError(
         f"The policy must be one of {source.__name__}'s {', '.join(source.policy_aliases)}, got {policy_class}: "
         "go on with the algorithm that made it."

@@ -85,7 +85,7 @@ def soft_update(
     Line 11, Lillicrap et al. 2016, Algorithm 1: theta' <- tau theta + (1 - tau) theta', in place.
 
     tau is the share of the *main* network, as in the paper and in Stable-Baselines3, and small: 0.005. The article
-    writes the same step with the share of the target network, so its tau of 0.999 is 0.001 here.
+    (README.md names it) writes the same step with the share of the target network: its tau of 0.999 is 0.001 here.
 
     :param parameters: theta, the tensors of the main network
     :param target_parameters: theta', those of its target network in the same order and shapes; overwritten

@@ -16,10 +16,11 @@ from fractions import Fraction
 from multiprocessing import Pipe, connection
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_simple_ddpg.origins import environments_of, origin_of
 
@@ -34,23 +35,19 @@ class DeadEnvironmentError(RuntimeError):
 @contextlib.contextmanager
 def watched_environments(model: "SimpleDDPG", callback: object = None) -> Iterator[None]:
     """
-    While it lasts, observations are checked and dead processes noticed.
+    While it lasts, dead processes are noticed, and an error of an environment says of which one and when.
 
     :param model: with an environment or without
     :param callback: whose environments are watched too
     :raises DeadEnvironmentError: when the process of an environment has ended; the others are ended too
-    :raises ValueError: for an observation that is not of the space that the environment promised
     """
     env = None if model.env is None else model.env.unwrapped
     others = [other for other in environments_of(callback) if other is not env]
     try:
         with contextlib.ExitStack() as watch:
             for each in [env, *others]:
-                if isinstance(each, DummyVecEnv):
-                    watch.enter_context(_checked(each))
                 if isinstance(each, SubprocVecEnv):
                     watch.enter_context(_noticed(each))
-                    watch.enter_context(_checked_together(each))
             yield
     except (EOFError, ConnectionError) as error:
         origin = origin_of(error)
@@ -75,7 +72,10 @@ def _explain(error: Exception, training: VecEnv | None, timestep: int) -> None:
     :raises ValueError: from it, when it came of an observation that is not of the space that was promised
     """
     origin = origin_of(error)
-    for index, observation in enumerate(origin.observations):
+    # Here SB3 stores what fits; only these errors come before it has looked at the observation.
+    refused = origin.index is None or isinstance(error, KeyError | IndexError | TypeError)
+    for place, observation in enumerate(origin.observations if refused else ()):
+        index = place if origin.index is None else origin.index
         assert origin.vec_env is not None
         try:
             check_observation(f"Environment {index}", observation, origin.vec_env.observation_space)
@@ -155,91 +155,32 @@ def _numbers_of(objects: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
     return np.array(numbers).reshape(objects.shape)
 
 
-def check_together(observations: Any, space: spaces.Space[Any]) -> Any:  # noqa: ANN401 - of any space
-    """
-    :param observations: of all environments, stacked
-    :param space: of one
-    :return: the same, or the same numbers in the shape of the space
-    :raises ValueError: as `check_observation`
-    """
-    if isinstance(space, spaces.Dict):
-        parts = {key: _together(f", key {key!r},", observations[key], part) for key, part in space.spaces.items()}
-        return {**observations, **parts}
-    return _together("", observations, space)
-
-
-def _together(of_key: str, observations: npt.NDArray[Any], space: spaces.Space[Any]) -> npt.NDArray[Any]:
-    kinds = observations.dtype.kind, np.dtype(space.dtype).kind
-    if observations.shape[1:] == space.shape and (observations.dtype == space.dtype or kinds == ("f", "f")):
-        return observations
-    rows = [check_observation(f"Environment {index}{of_key}", row, space) for index, row in enumerate(observations)]
-    return np.stack(rows)
-
-
-def check_last_observation(name: str, info: dict[str, Any], space: spaces.Space[Any]) -> None:
+def check_last_observation(name: str, observation: Any, space: spaces.Space[Any]) -> Any:  # noqa: ANN401 - may be anything
     """
     The last observation of an episode comes in the info: SB3 stores it without a look.
 
     :param name: of the environment, for the message
-    :param info: of a step; what it holds may be replaced by the same numbers in the shape of the space
-    :param space: that the environment promised
+    :param observation: as the environment gave it
+    :param space: that it promised
+    :return: the observation, or the same numbers in the shape of the space
     :raises ValueError: as `check_observation`
     """
-    if "terminal_observation" in info:
-        last = check_observation(f"{name}, at the end of an episode,", info["terminal_observation"], space)
-        if last is not info["terminal_observation"]:
-            info["terminal_observation"] = last
+    return check_observation(f"{name}, at the end of an episode,", observation, space)
 
 
-@contextlib.contextmanager
-def _checked(env: DummyVecEnv) -> Iterator[None]:
-    """DummyVecEnv would spread a wrong shape over its arrays, and cut a wrong dtype off, in silence."""
-    save, action_spaces = env._save_obs, [one.action_space for one in env.envs]
-    # What nearly every step passes: to ask wrappers for their space goes through each of them.
-    shape, dtype = env.observation_space.shape, env.observation_space.dtype
-    innermost = [(one.unwrapped, one.unwrapped.action_space) for one in env.envs]
-
-    def save_checked(env_idx: int, obs: Any) -> None:  # noqa: ANN401 - may be anything
-        if type(obs) is not np.ndarray or obs.shape != shape or obs.dtype != dtype:
-            obs = check_observation(f"Environment {env_idx}", obs, env.observation_space)
-        if env.buf_dones[env_idx]:
-            check_last_observation(f"Environment {env_idx}", env.buf_infos[env_idx], env.observation_space)
-        one, action_space = innermost[env_idx]
-        if one.action_space is action_space and not env.buf_dones[env_idx]:
-            save(env_idx, obs)
-            return
-        now = env.envs[env_idx].action_space
-        if now is not action_spaces[env_idx] and now != action_spaces[env_idx]:
-            raise ValueError(
-                f"Environment {env_idx} has changed its action space from {action_spaces[env_idx]} to {now}: it may "
-                "not, since the networks are built for the first one."
-            )
-        save(env_idx, obs)
-
-    env._save_obs = save_checked  # type: ignore[method-assign]  # of this object, for as long as it learns
-    try:
-        yield
-    finally:
-        del env._save_obs
-
-
-@contextlib.contextmanager
-def _checked_together(env: SubprocVecEnv) -> Iterator[None]:
-    """All observations have come as one array."""
-    step_wait, reset = env.step_wait, env.reset
-
-    def step_wait_checked() -> Any:  # noqa: ANN401 - as SB3's
-        observations, rewards, dones, infos = step_wait()
-        for index in np.flatnonzero(dones):
-            check_last_observation(f"Environment {index}", infos[index], env.observation_space)
-        return check_together(observations, env.observation_space), rewards, dones, infos
-
-    env.step_wait = step_wait_checked  # type: ignore[method-assign]  # of this object, for as long as it learns
-    env.reset = lambda: check_together(reset(), env.observation_space)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del env.step_wait, env.reset
+def check_action_space(name: str, env: gym.Env[Any, Any], promised: spaces.Space[Any]) -> None:
+    """
+    :param name: of the environment, for the message
+    :param env: as it is now
+    :param promised: its action space when the networks were built
+    :raises ValueError: when its action space is another now
+    """
+    now = env.action_space
+    if now is not promised and now != promised:
+        raise ValueError(
+            f"{name} has changed its action space from {promised} to {now}: it may not, since the networks are built "
+            "for the first one."
+        )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ class Origin:
     :param index: of the environment in it, where that is known
     :param callback: that was at work, where one was
     :param single: whether an environment was at work that is in no vectorised one
-    :param observations: that processes had sent, one an environment, and that SB3 could not put together
+    :param observations: that SB3 was about to store or put together: of that environment, or of all where none is known
     """
 
     vec_env: VecEnv | None = None
@@ -61,7 +61,8 @@ def origin_of(error: BaseException) -> Origin:
         names = traceback.tb_frame.f_locals
         at_work = names.get("self")
         if isinstance(at_work, VecEnv) and "env_idx" in names:
-            return Origin(at_work, names["env_idx"], callback)
+            observations = (names["obs"],) if "obs" in names else ()
+            return Origin(at_work, names["env_idx"], callback, observations=observations)
         if isinstance(at_work, SubprocVecEnv):
             processes = Origin(at_work, None, callback, observations=names.get("obs", ()))
         elif isinstance(at_work, BaseCallback):

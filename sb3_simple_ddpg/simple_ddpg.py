@@ -1,7 +1,7 @@
-"""SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The algorithm is `SimpleDDPG.train`.
+"""SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The update is `SimpleDDPG._update`.
 
 Not here: the equations (`equations.py`), the networks (`policies.py`), the noise (`exploration.py`), the collecting of
-experience (SB3's `OffPolicyAlgorithm`: lines 4 to 6 of Algorithm 1).
+experience (`collecting.py`: lines 4 to 6 of Algorithm 1).
 
 Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the numbering that README.md prints.
 """
@@ -38,18 +38,19 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_simple_ddpg import checks
+from sb3_simple_ddpg import checks, folder_lock
+from sb3_simple_ddpg.collecting import Collecting
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, drawn, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
 from sb3_simple_ddpg.layers import FastGradients
 from sb3_simple_ddpg.networks import Networks
-from sb3_simple_ddpg.origins import origin_of
+from sb3_simple_ddpg.origins import environments_of, origin_of
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
-from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
+from sb3_simple_ddpg.vec_env import QuickDummyVecEnv, watched
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
@@ -61,14 +62,15 @@ if TYPE_CHECKING:
 SelfSimpleDDPG = TypeVar("SelfSimpleDDPG", bound="SimpleDDPG")
 
 
-class SimpleDDPG(OffPolicyAlgorithm):
+class SimpleDDPG(Collecting):
     """
     Deep Deterministic Policy Gradient (DDPG), in its plainest form.
 
-    Arguments, order and defaults are those of SB3's DDPG up to `_init_setup_model`, but for `action_noise`: SB3's
-    default explores nothing after the random steps, ours does.
+    The arguments up to `_init_setup_model` are SB3's, in its order, with its defaults. One default differs:
+    `action_noise` is 0.1, SB3's is None, which stops exploring after the random steps.
 
-    :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class
+    :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class;
+        SB3's classes of these names are taken for ours
     :param env: the environment, or the name of a registered one
     :param learning_rate: of both networks; a number or a function of the progress remaining (1 to 0)
     :param buffer_size: number of transitions that the replay buffer keeps
@@ -98,8 +100,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
         to 30 seconds the first time and needs a C++ compiler (g++). It is compared with the plain update first; where
         it cannot be compiled, or gives other numbers, a `checks.CompileWarning` says why and the plain path goes on
     :param on_non_finite: "stop": the first NaN or infinity in an observation, reward, action, loss or gradient raises
-        FloatingPointError, with the weights of before that call of `train`; "skip": a batch that gives one changes
-        nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
+        FloatingPointError, with the weights as they were before that call of `train`; "skip": a batch that gives one
+        changes nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
         `rollout/n_skipped`)
     :raises ValueError: for a value, space or combination that cannot work, with the cure
     :raises TypeError: for an argument of the wrong type, or of another algorithm, with the algorithm that has it
@@ -115,8 +117,6 @@ class SimpleDDPG(OffPolicyAlgorithm):
     actor_target: Actor
     critic: Critic
     critic_target: Critic
-    #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
-    _boundary: int | None = None
     #: What the log of the next `learn` says first, once.
     _untold: Sequence[str] = ()
     #: Until the environments' next reset, after which they are looked at: what `resume` did, and the newest checkpoint.
@@ -161,7 +161,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             raise TypeError("env must be an environment or the name of one, got None.")
         try:
             super().__init__(
-                policy,
+                checks.check_policy(policy),
                 env,
                 learning_rate,
                 buffer_size,
@@ -216,9 +216,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         checks.check_observation_space(vec_env.observation_space)
         checks.check_action_space(vec_env.action_space)
         checks.check_wrappers(vec_env)
-        if not isinstance(env, VecEnv):
-            QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has made it, nobody else holds it
-        return vec_env
+        return vec_env if isinstance(env, VecEnv) else QuickDummyVecEnv.instead_of(vec_env)
 
     def _setup_model(self) -> None:
         # `load` comes here too, with values that an earlier call has already converted.
@@ -226,8 +224,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         checks.check_hyperparameters(self)
         if not issubclass(self.policy_class, DDPGPolicy):
             raise ValueError(
-                f"The policy must be a sb3_simple_ddpg.DDPGPolicy, got {self.policy_class}: for a model of SB3's DDPG "
-                "use SimpleDDPG.from_sb3; TD3, SAC and others go on with the class that saved them."
+                f"The policy must be {', '.join(self.policy_aliases)} or a sb3_simple_ddpg.DDPGPolicy, got "
+                f"{self.policy_class}: for a model of SB3's DDPG use SimpleDDPG.from_sb3; TD3, SAC and others go "
+                "on with the class that saved them."
             )
         checks.check_extractor(
             self.policy_kwargs.get("features_extractor_class") or self.policy_class.default_features_extractor_class,
@@ -248,7 +247,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             update_learning_rate(self.critic.optimizer, self.critic_lr_schedule(1))
         self._networks = Networks()
         self._compiled: CompiledUpdates | None = None
-        self._guard = NonFiniteGuard(self)
+        self._guard = NonFiniteGuard()
         if not hasattr(self, "_logger"):
             self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
 
@@ -277,7 +276,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         Lines 7 to 11 of Algorithm 1, once for each gradient step.
 
         :param gradient_steps: how often
-        :param batch_size: B, number of transitions in each batch
+        :param batch_size: B, number of transitions in each batch; `learn` gives the constructor's, 100 is SB3's default
         :raises ValueError: when the replay buffer is empty
         :raises FloatingPointError: when a loss or gradient is not finite; the weights are then as before
         """
@@ -287,7 +286,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
         with FastGradients():
-            for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
+            for batch, update in self._guard.watched(self, batches, gradient_steps, choose, statistics):
                 statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
         self._log_updates(statistics)
 
@@ -310,12 +309,12 @@ class SimpleDDPG(OffPolicyAlgorithm):
         loss_q = critic_loss(q_values, targets)
         self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
 
-        # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
+        # Line 10: the actor learns: mu(s) moves to where Q(s, mu(s)) is larger. The critic's weights stay.
         actions = self.actor(batch.observations)
         loss_mu = actor_loss(self.critic.q1_forward(batch.observations, actions))
         self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
 
-        # Line 11: both target networks move a share tau of the way; running statistics of batch norm are copied.
+        # Line 11: both target networks move a share tau of the way. Running statistics of batch norm are copied.
         soft_update(weights["critic"], weights["critic_target"], self.tau)
         soft_update(weights["actor"], weights["actor_target"], self.tau)
         soft_update(self._networks.statistics, self._networks.statistics_of_targets, 1.0)
@@ -334,7 +333,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         return partial(self._compiled.choose, self)
 
     def _prepare_updates(self) -> None:
-        """Training mode, learning rates of now, and the one gamma."""
+        """Training mode, current learning rates; the n-step buffer gets this gamma."""
         assert self.replay_buffer is not None
         if self.replay_buffer.size() == 0:
             raise ValueError("The replay buffer is empty: call learn(), or load_replay_buffer(), before train().")
@@ -349,8 +348,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _gradient_step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, weights: list[th.Tensor]) -> None:
         """
-        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights alone: no other network's gradient
-        is computed. Frozen weights have none.
+        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights alone. So the critic gets no
+        gradient when the actor learns, as with the article's `tape.gradient(loss, weights)`. Frozen weights have none.
         """
         for group in optimizer.param_groups:
             for weight in group["params"]:
@@ -366,7 +365,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         """Record the mean of each statistic over the gradient steps, with one transfer from the device."""
         if not statistics:
             return
-        rows, count = self._guard.read(statistics)
+        rows, count = self._guard.read(self, statistics)
         record = self.logger.record
         self._n_updates += count
         means = rows[0] if count == 1 else [sum(values) / count for values in zip(*rows, strict=True)]
@@ -401,7 +400,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :raises ValueError: for an observation that is not of the environment's space
         """
         try:
-            with watched_environments(self, callback):
+            with watched_environments(self, callback), watched(self.env, *environments_of(callback)):
                 return super().learn(
                     checks.whole_number(total_timesteps),
                     callback,
@@ -415,21 +414,24 @@ class SimpleDDPG(OffPolicyAlgorithm):
                 raise
             callback_at_work = origin_of(error).callback
             place = "" if callback_at_work is None else f", in the callback {type(callback_at_work).__name__}"
-            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}{place}", "") from error
+            raise self._guard.stop(self, f"{error} At timestep {self.num_timesteps}{place}", "") from error
         finally:
-            self._boundary = None
+            self._leave_environment()
+            folder_lock.let_go(self)
+
+    def _start_episodes(self) -> None:
+        super()._start_episodes()
+        assert self._last_obs is not None
+        self._guard.check_first(self, self._last_obs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
-        """Lines 4 to 6 of Algorithm 1, `train_freq` times: SB3's. Between two rollouts a checkpoint may be saved."""
+        """Lines 4 to 6 of Algorithm 1, `train_freq` times: `Collecting`'s, with the noise of now."""
         noise: ActionNoise | None = kwargs.get("action_noise")
         set_lately = noise is self.action_noise and not isinstance(noise, VectorizedActionNoise)
         if noise is not None and set_lately and self.n_envs > 1:
             # SB3 would wrap it anew for each rollout, so that noise which wanders would always be at its start.
             kwargs["action_noise"] = self.action_noise = VectorizedActionNoise(noise, self.n_envs)
-        self._boundary = self.num_timesteps
-        rollout = super().collect_rollouts(*args, **kwargs)
-        self._boundary = self.num_timesteps
-        return rollout
+        return super().collect_rollouts(*args, **kwargs)
 
     def _setup_learn(
         self,
@@ -447,7 +449,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         assert self._last_obs is not None
-        self._guard.check_first(self._last_obs)
+        self._guard.check_first(self, self._last_obs)
         if self._resumed is not None or self._saved is not None:
             from sb3_simple_ddpg.checkpoint import look_at_environments
 
@@ -475,7 +477,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         return self.policy.unscale_action(actions), actions
 
     def _on_step(self) -> None:
-        """To wait for the end of an episode that never ends would be for ever, whatever `total_timesteps` says."""
+        """An error where an episode never ends and `train` waits for its end: it would wait for ever."""
         if self._train_freq.unit is not TrainFrequencyUnit.EPISODE:
             return
         if self._last_end[0] != self._episode_num:
@@ -496,9 +498,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         dones: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy of what these two buffers do not write to."""
+        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2, without deep copies where the buffer makes its own."""
         over = True in dones.tolist()
-        if not self._guard.accepts(buffer_action, new_obs, reward, infos if over else None):
+        if not self._guard.accepts(self, buffer_action, new_obs, reward, infos if over else None):
             self._skip_transition(replay_buffer, new_obs)
             return
         copies_itself = type(replay_buffer) in (ReplayBuffer, NStepReplayBuffer)
@@ -512,7 +514,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
     def _skip_transition(
         self, replay_buffer: ReplayBuffer, new_obs: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
     ) -> None:
-        """With `on_non_finite="skip"`: n-step returns and HER must not join what was on either side."""
+        """With `on_non_finite="skip"`. Episodes are cut here, so that n-step returns and HER do not reach across."""
         cut_episodes(replay_buffer)
         normalizer = self._vec_normalize_env
         if normalizer is None:
@@ -688,7 +690,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
 def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str, Any]:
     """
-    PyTorch's optimizers keep the very tensors of a state that they load, and take its flags for their own.
+    A copy to load from: PyTorch's optimizers go on with the very tensors that they are given, and with their flags.
 
     :param model: the agent that is to load
     :param parameters: what `get_parameters` of an agent gave; stays as it is
@@ -702,7 +704,7 @@ def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str,
     return parameters
 
 
-_OF_THIS_PROCESS = ("_boundary", "_resumed", "_saved", "_said")  # and not of what is saved
+_OF_THIS_PROCESS = ("_boundary", "_unstored", "_footprints", "_resumed", "_saved", "_said")  # and not of what is saved
 _PATIENCE = 100_000  # timesteps of one episode, at least
 _OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 _STATISTICS = (

@@ -1,4 +1,4 @@
-"""Two tiny environments whose answers are known by hand. Not here: tests."""
+"""Three tiny environments whose answers are known by hand. Not here: tests."""
 
 from typing import Any
 
@@ -83,3 +83,25 @@ gym.register("TestBandit-v0", Bandit, max_episode_steps=10)
 gym.register("TestEndless-v0", Chain)
 gym.register("TestGoal-v0", Goal, max_episode_steps=10)
 gym.register("TestRequired-v0", lambda best, **kwargs: Bandit(best, **kwargs), max_episode_steps=10)
+
+
+class Clock(gym.Env[Observation, npt.NDArray[Any]]):
+    """A place that the action moves, and the time: 20 steps an episode, and in every step the time goes one further."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-100, 100, (2,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def _observation(self) -> Observation:
+        return np.array([self.x, self.t], np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.uniform(-1, 1)), 0
+        return self._observation(), {}
+
+    def step(self, action: npt.NDArray[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        self.x, self.t = float(np.clip(self.x + 0.1 * np.ravel(action)[0], -5, 5)), self.t + 1
+        return self._observation(), -abs(self.x), False, self.t >= 20, {}

@@ -6,6 +6,7 @@ Not here: 200 kills in a row (`make crash-test`) and SB3's `save` and `load` (`t
 import errno
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 import pandas
 import pytest
 import torch as th
+from filelock import FileLock, Timeout
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -39,11 +42,13 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_simple_ddpg import SimpleDDPG, checkpoint, cli
+from sb3_simple_ddpg import SimpleDDPG, checkpoint, cli, folder_lock
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.storage import CheckpointError, decode, encode, read_buffer
 from tests.environments import Bandit, Chain
 from tests.side_by_side import CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, Dummy, settings
+
+ROOT = Path(__file__).parent.parent
 
 
 class Walk(gym.Env[Any, np.ndarray]):
@@ -967,6 +972,12 @@ class OverGymnasium(VecEnvWrapper):
     def get_attr(self, attr_name: str, indices: Any = None) -> Any:
         return [self.venv.get_attr(attr_name)] * self.num_envs
 
+    def getattr_recursive(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def getattr_depth_check(self, name: str, already_found: bool) -> Any:
+        return None
+
 
 @pytest.mark.parametrize("make_env", [OwnVecEnv, OverGymnasium, lambda: VecNormalize(VecMonitor(OverGymnasium()))])
 @pytest.mark.parametrize("callback", [True, False], ids=["in_learn", "by_hand"])
@@ -977,13 +988,15 @@ def test_vectorised_environments_that_lack_what_sb3_sets_are_resumed_exactly(mak
 
 
 def test_seeds_that_were_given_are_used_after_resuming(tmp_path):
-    live = SimpleDDPG("MlpPolicy", VecMonitor(walks(2)), **settings())
+    live = SimpleDDPG("MlpPolicy", VecNormalize(walks(2)), **settings())
     live.learn(20)
     live.env.seed(77)
     live.save_checkpoint(tmp_path)
-    resumed = SimpleDDPG.resume(tmp_path, VecMonitor(walks(2)))
+    resumed = SimpleDDPG.resume(tmp_path, VecNormalize(walks(2)))
     assert resumed.env.unwrapped._seeds == [77, 78]
-    assert_equal_runs(resumed.learn(30, reset_num_timesteps=False), live.learn(30, reset_num_timesteps=False))
+    live.learn(30, reset_num_timesteps=False)
+    resumed = SimpleDDPG.resume(tmp_path, VecNormalize(walks(2))).learn(30, reset_num_timesteps=False)
+    assert_equal_runs(resumed, live)
 
 
 def test_another_run_in_the_same_folder_is_refused_before_it_starts(tmp_path):
@@ -1087,6 +1100,192 @@ def test_run_goes_on_when_its_logs_find_the_disk_full(tmp_path, monkeypatch, cap
     said = capsys.readouterr().err
     assert said.count("No checkpoint could be written at timestep") == 3
     assert SimpleDDPG.load(tmp_path / "run" / "model.zip").num_timesteps == 60
+
+
+# --- two that write into one folder --------------------------------------------------------------------------------
+
+SECOND = """
+import sys
+from pathlib import Path
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
+from tests.side_by_side import settings
+from tests.test_checkpoint import Walk
+folder, what = Path(sys.argv[1]), sys.argv[2]
+if what == "resume":
+    model = SimpleDDPG.resume(folder, Walk())
+else:
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+if what == "save":
+    model.save_checkpoint(folder)
+if what == "learn":
+    model.learn(30, ExactCheckpointCallback(folder, 10))
+if what == "wait":
+    model.save_checkpoint(folder)
+    print("saved", flush=True)
+    sys.stdin.read()
+print("timestep", model.num_timesteps)
+"""
+
+
+def in_another_process(folder: Path, what: str) -> str:
+    command = [sys.executable, "-c", SECOND, str(folder), what]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return done.stdout + done.stderr
+
+
+class Ask(BaseCallback):
+    """At this timestep, do something and keep what it gives."""
+
+    def __init__(self, at: int, what: Callable[[], Any]) -> None:
+        super().__init__()
+        self.at, self.what, self.answer = at, what, None
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.at:
+            self.answer = self.what()
+        return True
+
+
+def test_a_second_process_is_refused_before_it_learns_and_may_read(tmp_path):
+    questions = [Ask(at, lambda what=what: in_another_process(tmp_path, what)) for at, what in QUESTIONS]
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.learn(30, CallbackList([ExactCheckpointCallback(tmp_path, 10), *questions]))
+    for question in questions[:2]:
+        assert f"CheckpointError: Another process writes into {tmp_path}: wait until it has ended" in question.answer
+        assert "timestep" not in question.answer
+    assert questions[2].answer == "timestep 10\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_20", "step_30"]
+    # Learning has ended, and so has the claim.
+    assert "CheckpointError" in in_another_process(tmp_path, "save")  # step_30 of another run
+    shutil.rmtree(tmp_path)
+    assert in_another_process(tmp_path, "learn") == "timestep 30\n"
+
+
+QUESTIONS = [(12, "learn"), (13, "save"), (14, "resume")]
+
+
+def test_a_folder_saved_to_by_hand_stays_the_models_as_long_as_it_lives(tmp_path):
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(10)
+    model.save_checkpoint(tmp_path)
+    assert "Another process writes into" in in_another_process(tmp_path, "save")
+    model.learn(10, reset_num_timesteps=False)
+    model.save_checkpoint(tmp_path)
+    other = SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(50)
+    with pytest.raises(
+        ValueError, match=r"Another model of this process writes into .*: name another folder, go on with"
+    ):
+        other.save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="Another model of this process"):
+        other.learn(10, ExactCheckpointCallback(tmp_path, 5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_20"]
+    del model
+    other.num_timesteps = 50  # which the refused call of learn has set back
+    assert other.save_checkpoint(tmp_path).name == "step_50"
+
+
+def test_a_resumed_model_takes_the_place_of_the_one_before(tmp_path):
+    first = SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(10)
+    first.save_checkpoint(tmp_path)
+    second = SimpleDDPG.resume(tmp_path, Walk())
+    second.learn(20, ExactCheckpointCallback(tmp_path, 10), reset_num_timesteps=False)
+    second.save_checkpoint(tmp_path)
+    first.learn(50, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="Another model of this process writes into"):
+        first.save_checkpoint(tmp_path)
+
+
+def test_nobody_takes_the_place_of_a_model_that_learns(tmp_path):
+    def steal() -> Any:
+        thief = SimpleDDPG.resume(tmp_path, Walk())
+        with pytest.raises(ValueError, match="Another model of this process writes into"):
+            thief.learn(10, ExactCheckpointCallback(tmp_path, 5), reset_num_timesteps=False)
+        return True
+
+    ask = Ask(15, steal)
+    SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(30, CallbackList([ExactCheckpointCallback(tmp_path, 10), ask]))
+    assert ask.answer is True
+    assert SimpleDDPG.resume(tmp_path, Walk()).num_timesteps == 30
+
+
+def test_a_run_that_was_interrupted_lets_go_of_its_folder(tmp_path):
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(30, CallbackList([ExactCheckpointCallback(tmp_path, 10), Stop(15)]))
+    assert in_another_process(tmp_path, "resume") == "timestep 10\n"
+    resumed = SimpleDDPG.resume(tmp_path, Walk())
+    resumed.learn(20, ExactCheckpointCallback(tmp_path, 10), reset_num_timesteps=False)
+    assert resumed.num_timesteps == 30
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills")
+def test_a_killed_process_leaves_no_lock_behind_nor_does_a_child_of_it(tmp_path):
+    command = [sys.executable, "-c", SECOND, str(tmp_path), "wait"]
+    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdin is not None
+    assert first.stdout.readline() == "saved\n"
+    assert "Another process writes into" in in_another_process(tmp_path, "save")
+    first.kill()
+    first.wait()
+    first.stdin.close()
+    first.stdout.close()
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.save_checkpoint(tmp_path)
+    # A forked process, such as an environment's, outlives its parent here.
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    assert "Another process writes into" in in_another_process(tmp_path, "save")
+    folder_lock.let_go(model, tmp_path)
+    assert "timestep 0" in in_another_process(tmp_path, "save")
+    os.close(writing)
+    os.waitpid(child, 0)
+
+
+def test_models_and_callbacks_with_a_claim_are_copied_and_pickled(tmp_path):
+    callback = ExactCheckpointCallback(tmp_path / "checkpoints", 10)
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.learn(30, callback)
+    model.save_checkpoint(tmp_path / "by_hand")
+    callback.locals, callback.globals = {}, {}  # SB3's, which hold modules
+    assert deepcopy(callback).folder == pickle.loads(pickle.dumps(callback)).folder == callback.folder
+    copied = deepcopy(model)
+    with pytest.raises(ValueError, match="Another model of this process writes into"):
+        copied.save_checkpoint(tmp_path / "by_hand")
+    assert model.save_checkpoint(tmp_path / "by_hand").name == "step_30"
+
+
+def test_a_folder_that_was_removed_and_made_anew_is_claimed_anew(tmp_path):
+    folder = tmp_path / "checkpoints"
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.save_checkpoint(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    model.save_checkpoint(folder)
+    assert "Another process writes into" in in_another_process(folder, "save")
+
+
+def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path, monkeypatch):
+    def no_folders(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(folder_lock, "fcntl", type("NFS", (), {**vars(fcntl), "flock": staticmethod(no_folders)}))
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.save_checkpoint(tmp_path)
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / ".lock").acquire(timeout=0)
+    folder_lock.let_go(model, tmp_path)
+    with FileLock(tmp_path / ".lock").acquire(timeout=0):
+        other = SimpleDDPG("MlpPolicy", Walk(), **settings())
+        with pytest.raises(ValueError, match="Another process writes into"):
+            other.save_checkpoint(tmp_path)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_0"]
 
 
 # --- an environment that is not as for training --------------------------------------------------------------------
@@ -1213,8 +1412,7 @@ def test_code_of_the_documentation_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("script", "arguments"), [("crash_test", ["--kills", "3"]), ("soak", ["--timesteps", "8000"])])
 def test_short_crash_test_and_soak_pass(script, arguments):
     command = [sys.executable, "-m", f"tests.long.{script}", *arguments]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout)
     assert figures["updates"] > 0

@@ -430,8 +430,7 @@ class DoubledCritic(Critic):
 
 class OwnPolicy(DDPGPolicy):
     def make_critic(self, features_extractor: Any = None) -> Critic:
-        kwargs = self._network_kwargs("qf", features_extractor)
-        return DoubledCritic(**kwargs, share_features_extractor=self.share_features_extractor)
+        return DoubledCritic(**self._update_features_extractor(self.critic_kwargs, features_extractor))
 
 
 @pytest.mark.parametrize(

@@ -418,7 +418,7 @@ class HalvedPolicy(DDPGPolicy):
     """A policy with that actor."""
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
-        return Halved(**self._network_kwargs("pi", features_extractor)).to(self.device)
+        return Halved(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
 
 
 class WithKeys(BaseFeaturesExtractor):

@@ -60,8 +60,7 @@ def with_critic(forward: Callable[..., Any]) -> SimpleDDPG:
 
     class Policy(DDPGPolicy):
         def make_critic(self, features_extractor: Any = None) -> Critic:
-            kwargs = self._network_kwargs("qf", features_extractor)
-            return Own(**kwargs, share_features_extractor=self.share_features_extractor)
+            return Own(**self._update_features_extractor(self.critic_kwargs, features_extractor))
 
     Own.forward = forward
     return SimpleDDPG(Policy, Chain(), **settings())

@@ -228,7 +228,8 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
         returns = runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000)
         _print_evaluation(returns)
         found = {"mean_return": float(np.mean(returns)), "success_rate": returns.success_rate, "returns": returns}
-        (folder / runs.EVALUATION).write_text(json.dumps(found) + "\n", "utf-8")
+        with contextlib.suppress(OSError):  # on a full disk it was printed, at least
+            (folder / runs.EVALUATION).write_text(json.dumps(found) + "\n", "utf-8")
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 

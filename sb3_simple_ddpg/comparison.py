@@ -264,10 +264,11 @@ def _margins_as_begun(stored: Mapping[str, Any], begun: Request, request: Reques
     :raises ValueError: for another margin
     """
     thresholds = _thresholds(begun)
-    then = _margins(begun, thresholds, stored["random_returns"])
+    random_returns = stored.get("random_returns", {})
+    then = _margins(begun, thresholds, random_returns)
     then |= stored.get("margins", {})  # folders of before they were recorded have none
     if request.margin != begun.margin:
-        now = _margins(request, thresholds, stored["random_returns"])
+        now = _margins(request, thresholds, random_returns)
         for env_id, margin in then.items():
             if now.get(env_id) != margin:
                 raise ValueError(

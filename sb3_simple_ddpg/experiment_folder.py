@@ -13,12 +13,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
 PLAN, LOCK = "config.json", ".lock"
 RESULTS, FAILED = "results", "failed"
+
+#: What is read of each kind of file, whoever has written it.
+_ENTRIES: Final[dict[str, tuple[str, ...]]] = {
+    PLAN: ("settings", "seeds", "env_ids", "algorithms", "timesteps", "eval_every", "eval_episodes", "threads"),
+    RESULTS: ("episodes", "evaluations"),
+    FAILED: ("error",),
+}
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -95,7 +102,7 @@ def read_records(folder: Path, kind: str = RESULTS) -> list[dict[str, Any]]:
     records = []
     for path in sorted((folder / kind).glob("*.json")):
         try:
-            record = _read_entries(path, ("algorithm", "env_id", "seed"))
+            record = _read_entries(path, ("algorithm", "env_id", "seed", *_ENTRIES[kind]))
         except ValueError as error:
             raise ValueError(f"{path} holds no record of a run: delete it and go on with --resume.") from error
         records.append(record)
@@ -109,7 +116,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     :raises ValueError: when there is none
     """
     try:
-        plan = _read_entries(folder / PLAN, ("settings", "seeds"))
+        plan = _read_entries(folder / PLAN, _ENTRIES[PLAN])
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{folder} holds no comparison that could be resumed (no readable {PLAN}): leave out --resume, or name the "

@@ -242,7 +242,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         settings = config["env"]
         kwargs = {name: read_value(text) for name, text in settings.pop("kwargs", {}).items()}
         config["env"] = EnvSettings(**{**settings, "wrappers": tuple(settings["wrappers"]), "kwargs": kwargs})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder} holds no readable {CONFIG} ({error}): pass the folder that `simple-ddpg train` wrote."
         ) from error

@@ -428,7 +428,8 @@ for folder in map(Path, sys.argv[1:]):
         except ValueError as error:
             print(error)
 """
-    wrong = [("{}", "{}"), ("[1]", "[1]"), ('{"seed": 1}', '{"seeds": [1]}'), ("3", "null")]
+    no_returns = '{"seed": 1, "algorithm": "a", "env_id": "b"}'
+    wrong = [("{}", "{}"), ("[1]", "[1]"), ('{"seed": 1}', '{"seeds": [1]}'), (no_returns, "null")]
     folders = [tmp_path / str(number) for number in range(len(wrong))]
     for folder, (record, plan) in zip(folders, wrong, strict=True):
         (folder / "results").mkdir(parents=True)

@@ -217,7 +217,7 @@ class Resumed(NamedTuple):
 
 def look_at_environments(model: "SimpleDDPG") -> None:
     """
-    :param model: whose environments have just been reset for the first time after `resume` or `save_checkpoint`: what
+    :param model: whose environments have been reset for the first time after `resume` or `save_checkpoint`: what
         was not restored is named in the log; or they are what a later `resume` is compared with
     """
     assert model.env is not None

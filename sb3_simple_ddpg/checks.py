@@ -540,16 +540,14 @@ def advice(model: "SimpleDDPG") -> list[str]:
     :return: one sentence a finding, empty when there is nothing to say
     """
     found = []
-    assert isinstance(model.action_space, spaces.Box)
-    widest = float(max(abs(model.action_space.low).max(), abs(model.action_space.high).max()))
-    if widest > 10:
-        found.append(
-            f"The action space reaches to {widest:g}; off-policy learning often stalls beyond +-10. "
-            "Actions are mapped to [-1, 1] here, but rewards that grow with the action are not: "
-            "consider gymnasium.wrappers.RescaleAction."
-        )
-    if noise_scale(model.action_noise) == 0.0:
+    scale = noise_scale(model.action_noise)
+    if scale == 0.0:
         found.append("There is no action noise: after the random steps nothing explores. Try action_noise=0.1.")
+    if scale is not None and scale > 1.0:
+        found.append(
+            f"The action noise has a standard deviation of {scale:g}, and 1.0 is half the width of the action range in "
+            "every environment: nearly every action ends at a bound. Try action_noise=0.1."
+        )
     buffer = model.replay_buffer
     if buffer is not None and buffer.size() == 0 and model.num_timesteps > max(model.learning_starts, 0):
         found.append(

@@ -703,6 +703,8 @@ def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> Non
     from rich.console import Console
     from rich.table import Table
 
+    from sb3_simple_ddpg.diagnosis import cure_first
+
     if not findings:
         print(f"Nothing wrong was found with {what} in {timesteps} timesteps.")
         return
@@ -713,6 +715,8 @@ def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> Non
         table.add_row(finding.fault, finding.measured, finding.why, finding.cure)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table, markup=False, highlight=False)
+    if first := cure_first(findings):
+        print(first)
 
 
 def _at_least_one(name: str, value: int) -> int:

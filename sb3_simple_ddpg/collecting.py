@@ -13,7 +13,7 @@ It does what SB3's `OffPolicyAlgorithm` does, and differs where SB3 stores a row
 
 import contextlib
 from collections.abc import Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +74,9 @@ class Collecting(OffPolicyAlgorithm):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if "_footprints" in state:
-            self._footprints = state["_footprints"].copy()  # a shallow copy of the model learns for itself
+        for name in ("_footprints", "_guard"):  # a shallow copy of the model learns for itself
+            if name in state:
+                setattr(self, name, copy(state[name]))
         buffer = getattr(self, "replay_buffer", None)
         if isinstance(buffer, HerReplayBuffer) and buffer.env is None and self.env is not None:
             buffer.set_env(self.env)  # SB3 leaves it out of every copy
@@ -252,8 +253,11 @@ class Collecting(OffPolicyAlgorithm):
         if normalizer is None or originals is None:
             yield
             return
-        now = normalizer.old_obs, normalizer.old_reward
-        if normalizer.old_obs is not originals.kept:
+        now: tuple[Any, Any] = (
+            getattr(normalizer, "old_obs", None),
+            normalizer.old_reward,
+        )  # one that is set anew has none
+        if now[0] is not originals.kept:
             for index, end in originals.last_observations.items():
                 step.infos[index]["terminal_observation"] = normalizer.normalize_obs(end)
         normalizer.old_obs, normalizer.old_reward = originals.observations, originals.rewards

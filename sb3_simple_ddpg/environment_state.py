@@ -500,7 +500,7 @@ def _short(text: str) -> str:
 
 def contents(env: VecEnv, observations: Any) -> dict[str, str]:  # noqa: ANN401 - an array, or a dict of them
     """
-    :param env: just reset; of environments in other processes the observations alone are seen
+    :param env: reset a moment ago; of environments in other processes the observations alone are seen
     :param observations: that it gave, of all environments
     :return: a fingerprint of each value in it, by its place
     """

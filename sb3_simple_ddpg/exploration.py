@@ -1,8 +1,8 @@
 """Exploration: turns what the user gives as `action_noise` into the noise object that Stable-Baselines3 (SB3) calls.
 
-Not here: where the noise is added. SB3 adds one draw to the actor's output in [-1, 1], clips to [-1, 1], and only then
-maps the sum to the environment's range. So a standard deviation of 1.0 is half the width of the action range, and 0.1
-is the same push in every environment.
+Not here: where the noise is added. `SimpleDDPG._sample_action` adds one draw to the actor's output in [-1, 1], as SB3
+does, clips to [-1, 1], and only then maps the sum to the environment's range. So a standard deviation of 1.0 is half
+the width of the action range, and 0.1 is the same push in every environment.
 
 Source: Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, Section 3 (exploration policy) and Section 7 (OU noise)
 """

@@ -37,14 +37,6 @@ class Footprints:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_env": None}  # whoever copies a model need not be able to copy its environment
 
-    def copy(self) -> "Footprints":
-        """
-        :return: the same, for a copy of the model
-        """
-        other = Footprints()
-        vars(other).update(self.__getstate__())
-        return other
-
     @property
     def settled(self) -> bool:
         """Whether it is known what a step changes."""
@@ -58,7 +50,7 @@ class Footprints:
 
     def take(self, env: VecEnv, by_step: bool, episode_begins: bool) -> None:
         """
-        :param env: that the model has just stepped or reset
+        :param env: that the model has stepped or reset a moment ago
         :param by_step: whether it was a step
         :param episode_begins: whether an episode of some environment begins here
         """

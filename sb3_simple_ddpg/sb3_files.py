@@ -11,6 +11,8 @@ import inspect
 import io
 import json
 import pickle
+import re
+import sys
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -59,11 +61,12 @@ def read_agent(path: str | Path | io.BufferedIOBase, custom_objects: dict[str, A
     custom_objects = custom_objects or {}
     objects: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    for name, pickled in _pickled_attributes(path).items():
+    pickled_attributes, python = _pickled_attributes(path)
+    for name, pickled in pickled_attributes.items():
         if name in custom_objects:
             continue
         try:
-            objects[name] = _load(io.BytesIO(pickled))
+            objects[name] = _load(io.BytesIO(pickled), python)
         except Exception as error:  # whatever a pickle of other versions, or of the user's own classes, may raise
             objects[name] = None
             missing[name] = f"{type(error).__name__}: {error}"
@@ -141,24 +144,31 @@ def _hidden_units(weights: dict[str, th.Tensor], prefix: str) -> list[int]:
     return [tensor.shape[0] for tensor in layers if tensor.dim() == 2][:-1]
 
 
-def _pickled_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, bytes]:
-    """Those attributes that SB3 has pickled, since JSON has no word for them."""
+def _pickled_attributes(path: str | Path | io.BufferedIOBase) -> tuple[dict[str, bytes], str | None]:
+    """
+    :param path: of a zip
+    :return: those attributes that SB3 has pickled, since JSON has no word for them, and the version of Python that did
+    """
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
             if "data" not in archive.namelist():
-                return {}
+                return {}, None
             attributes = json.loads(archive.read("data"))
+            # Since SB3 1.3.
+            system = archive.read("system_info.txt").decode() if "system_info.txt" in archive.namelist() else ""
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} wasn't a zip-file: write it with DDPG.save.") from error
     finally:
         if isinstance(path, str | Path):
             file.close()
-    return {
+    pickled = {
         name: base64.b64decode(value[":serialized:"])
         for name, value in attributes.items()
         if isinstance(value, dict) and ":serialized:" in value
     }
+    python = re.search(r"Python: (\d+\.\d+)", system)
+    return pickled, None if python is None else python.group(1)
 
 
 def _cure(error: Exception) -> str:
@@ -170,22 +180,39 @@ def _cure(error: Exception) -> str:
     return f"Import or install what defines {module!r} first. "
 
 
-def _load(file: Any) -> Any:  # noqa: ANN401 - as pickle.load
+def _load(file: Any, python: str | None = None) -> Any:  # noqa: ANN401 - as pickle.load
     with warnings.catch_warnings():
         for category in (DeprecationWarning, np.exceptions.VisibleDeprecationWarning):
             warnings.simplefilter("ignore", category)  # NumPy's remarks on how old the file is
-        return _Unpickler(file).load()
+        return _Unpickler(file, python).load()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's, which finds Gymnasium's spaces where gym's were."""
+    """
+    Python's, which finds Gymnasium's spaces where gym's were.
+
+    :param file: to read from
+    :param python: version of Python that wrote it, such as "3.8"; None: not known
+    """
+
+    def __init__(self, file: Any, python: str | None) -> None:  # noqa: ANN401 - as Python's
+        super().__init__(file)
+        self.python = python
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - a class or a function
         if module.startswith("gym.spaces") and name in _SPACES:
             return _SPACES[name]
         if module == "gym.utils.seeding":
             return _Forgotten
+        here = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if name in _FUNCTIONS and module.startswith("cloudpickle") and self.python not in (None, here):
+            # It could be made, and would end the process when it is called.
+            raise pickle.UnpicklingError(f"a function that Python {self.python} has compiled does not run in {here}")
         return super().find_class(module, name)
+
+
+#: With which cloudpickle makes functions that no module has, such as a lambda.
+_FUNCTIONS = frozenset({"_make_function", "_make_skel_func"})
 
 
 class _Forgotten:

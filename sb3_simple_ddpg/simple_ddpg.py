@@ -1,4 +1,4 @@
-"""SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The algorithm is `SimpleDDPG.train`.
+"""SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The update is `SimpleDDPG._update`.
 
 Not here: the equations (`equations.py`), the networks (`policies.py`), the noise (`exploration.py`), the collecting of
 experience (`collecting.py`: lines 4 to 6 of Algorithm 1).
@@ -66,8 +66,8 @@ class SimpleDDPG(Collecting):
     """
     Deep Deterministic Policy Gradient (DDPG), in its plainest form.
 
-    Arguments, order and defaults are those of SB3's DDPG up to `_init_setup_model`, but for `action_noise`: SB3's
-    default explores nothing after the random steps, ours does.
+    The arguments up to `_init_setup_model` are SB3's, in its order, with its defaults. One default differs:
+    `action_noise` is 0.1, SB3's is None, which stops exploring after the random steps.
 
     :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class;
         SB3's classes of these names are taken for ours
@@ -100,8 +100,8 @@ class SimpleDDPG(Collecting):
         to 30 seconds the first time and needs a C++ compiler (g++). It is compared with the plain update first; where
         it cannot be compiled, or gives other numbers, a `checks.CompileWarning` says why and the plain path goes on
     :param on_non_finite: "stop": the first NaN or infinity in an observation, reward, action, loss or gradient raises
-        FloatingPointError, with the weights of before that call of `train`; "skip": a batch that gives one changes
-        nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
+        FloatingPointError, with the weights as they were before that call of `train`; "skip": a batch that gives one
+        changes nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
         `rollout/n_skipped`)
     :raises ValueError: for a value, space or combination that cannot work, with the cure
     :raises TypeError: for an argument of the wrong type, or of another algorithm, with the algorithm that has it
@@ -247,7 +247,7 @@ class SimpleDDPG(Collecting):
             update_learning_rate(self.critic.optimizer, self.critic_lr_schedule(1))
         self._networks = Networks()
         self._compiled: CompiledUpdates | None = None
-        self._guard = NonFiniteGuard(self)
+        self._guard = NonFiniteGuard()
         if not hasattr(self, "_logger"):
             self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
 
@@ -276,7 +276,7 @@ class SimpleDDPG(Collecting):
         Lines 7 to 11 of Algorithm 1, once for each gradient step.
 
         :param gradient_steps: how often
-        :param batch_size: B, number of transitions in each batch
+        :param batch_size: B, number of transitions in each batch; `learn` gives the constructor's, 100 is SB3's default
         :raises ValueError: when the replay buffer is empty
         :raises FloatingPointError: when a loss or gradient is not finite; the weights are then as before
         """
@@ -286,7 +286,7 @@ class SimpleDDPG(Collecting):
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
         with FastGradients():
-            for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
+            for batch, update in self._guard.watched(self, batches, gradient_steps, choose, statistics):
                 statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
         self._log_updates(statistics)
 
@@ -309,12 +309,12 @@ class SimpleDDPG(Collecting):
         loss_q = critic_loss(q_values, targets)
         self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
 
-        # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
+        # Line 10: the actor learns: mu(s) moves to where Q(s, mu(s)) is larger. The critic's weights stay.
         actions = self.actor(batch.observations)
         loss_mu = actor_loss(self.critic.q1_forward(batch.observations, actions))
         self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
 
-        # Line 11: both target networks move a share tau of the way; running statistics of batch norm are copied.
+        # Line 11: both target networks move a share tau of the way. Running statistics of batch norm are copied.
         soft_update(weights["critic"], weights["critic_target"], self.tau)
         soft_update(weights["actor"], weights["actor_target"], self.tau)
         soft_update(self._networks.statistics, self._networks.statistics_of_targets, 1.0)
@@ -333,7 +333,7 @@ class SimpleDDPG(Collecting):
         return partial(self._compiled.choose, self)
 
     def _prepare_updates(self) -> None:
-        """Training mode, learning rates of now, and the one gamma."""
+        """Training mode, current learning rates; the n-step buffer gets this gamma."""
         assert self.replay_buffer is not None
         if self.replay_buffer.size() == 0:
             raise ValueError("The replay buffer is empty: call learn(), or load_replay_buffer(), before train().")
@@ -348,8 +348,8 @@ class SimpleDDPG(Collecting):
 
     def _gradient_step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, weights: list[th.Tensor]) -> None:
         """
-        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights alone: no other network's gradient
-        is computed. Frozen weights have none.
+        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights alone. So the critic gets no
+        gradient when the actor learns, as with the article's `tape.gradient(loss, weights)`. Frozen weights have none.
         """
         for group in optimizer.param_groups:
             for weight in group["params"]:
@@ -365,7 +365,7 @@ class SimpleDDPG(Collecting):
         """Record the mean of each statistic over the gradient steps, with one transfer from the device."""
         if not statistics:
             return
-        rows, count = self._guard.read(statistics)
+        rows, count = self._guard.read(self, statistics)
         record = self.logger.record
         self._n_updates += count
         means = rows[0] if count == 1 else [sum(values) / count for values in zip(*rows, strict=True)]
@@ -414,7 +414,7 @@ class SimpleDDPG(Collecting):
                 raise
             callback_at_work = origin_of(error).callback
             place = "" if callback_at_work is None else f", in the callback {type(callback_at_work).__name__}"
-            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}{place}", "") from error
+            raise self._guard.stop(self, f"{error} At timestep {self.num_timesteps}{place}", "") from error
         finally:
             self._leave_environment()
             folder_lock.let_go(self)
@@ -422,7 +422,7 @@ class SimpleDDPG(Collecting):
     def _start_episodes(self) -> None:
         super()._start_episodes()
         assert self._last_obs is not None
-        self._guard.check_first(self._last_obs)
+        self._guard.check_first(self, self._last_obs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
         """Lines 4 to 6 of Algorithm 1, `train_freq` times: `Collecting`'s, with the noise of now."""
@@ -449,7 +449,7 @@ class SimpleDDPG(Collecting):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         assert self._last_obs is not None
-        self._guard.check_first(self._last_obs)
+        self._guard.check_first(self, self._last_obs)
         if self._resumed is not None or self._saved is not None:
             from sb3_simple_ddpg.checkpoint import look_at_environments
 
@@ -477,7 +477,7 @@ class SimpleDDPG(Collecting):
         return self.policy.unscale_action(actions), actions
 
     def _on_step(self) -> None:
-        """To wait for the end of an episode that never ends would be for ever, whatever `total_timesteps` says."""
+        """An error where an episode never ends and `train` waits for its end: it would wait for ever."""
         if self._train_freq.unit is not TrainFrequencyUnit.EPISODE:
             return
         if self._last_end[0] != self._episode_num:
@@ -498,9 +498,9 @@ class SimpleDDPG(Collecting):
         dones: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy of what these two buffers do not write to."""
+        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2, without deep copies where the buffer makes its own."""
         over = True in dones.tolist()
-        if not self._guard.accepts(buffer_action, new_obs, reward, infos if over else None):
+        if not self._guard.accepts(self, buffer_action, new_obs, reward, infos if over else None):
             self._skip_transition(replay_buffer, new_obs)
             return
         copies_itself = type(replay_buffer) in (ReplayBuffer, NStepReplayBuffer)
@@ -514,7 +514,7 @@ class SimpleDDPG(Collecting):
     def _skip_transition(
         self, replay_buffer: ReplayBuffer, new_obs: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
     ) -> None:
-        """With `on_non_finite="skip"`: n-step returns and HER must not join what was on either side."""
+        """With `on_non_finite="skip"`. Episodes are cut here, so that n-step returns and HER do not reach across."""
         cut_episodes(replay_buffer)
         normalizer = self._vec_normalize_env
         if normalizer is None:
@@ -690,7 +690,7 @@ class SimpleDDPG(Collecting):
 
 def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str, Any]:
     """
-    PyTorch's optimizers keep the very tensors of a state that they load, and take its flags for their own.
+    A copy to load from: PyTorch's optimizers go on with the very tensors that they are given, and with their flags.
 
     :param model: the agent that is to load
     :param parameters: what `get_parameters` of an agent gave; stays as it is

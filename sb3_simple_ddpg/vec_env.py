@@ -31,7 +31,7 @@ class QuickDummyVecEnv(DummyVecEnv):
     @classmethod
     def instead_of(cls, vec_env: VecEnv) -> VecEnv:
         """
-        :param vec_env: that SB3 has just made around a single environment
+        :param vec_env: that SB3 has made around a single environment
         :return: the same with one of this class inside
         """
         dummy = vec_env.unwrapped

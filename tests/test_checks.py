@@ -15,6 +15,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DDPG
 from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.td3.policies import TD3Policy
 
@@ -354,9 +355,15 @@ def test_a_healthy_setting_gets_no_advice():
     assert advice_of(gym.make("Pendulum-v1")) == []
 
 
-def test_wide_action_bounds_get_advice():
-    (sentence,) = advice_of(Bandit(low=-50.0, high=3.0))
-    assert "reaches to 50" in sentence
+def test_wide_action_bounds_get_no_advice_since_networks_never_see_them():
+    assert advice_of(Bandit(low=-50.0, high=3.0)) == []
+    assert advice_of(Bandit(low=295.0, high=302.0)) == []
+
+
+def test_noise_in_the_environment_s_unit_gets_advice():
+    (sentence,) = advice_of(Bandit(low=-50.0, high=50.0), action_noise=NormalActionNoise(np.zeros(1), 5 * np.ones(1)))
+    assert "standard deviation of 5" in sentence
+    assert advice_of(Bandit(low=-50.0, high=50.0), action_noise=0.1) == []
 
 
 @pytest.mark.parametrize(("threads", "units", "expected"), [(2, 64, 1), (2, 400, 0), (1, 64, 0)])

@@ -368,6 +368,27 @@ def test_every_logged_number_is_defined_by_an_equation_and_none_that_is_not_logg
     assert set(defined) == logged | of_sb3
 
 
+#: What a beginner who knows the article and basic Python meets on the pages of the reading path.
+TERMS = """
+action, actor-critic, actor, argmax, Box, batch, batch norm, bit for bit, bootstrapping, broadcast, callback,
+clip, compiled, critic, deterministic, discount factor, DQN, eager, episode, exploration, features extractor,
+fused, gradient step, hard update, HER, hidden layer, interval, IQM, learning rate, main network, n_envs,
+n-step return, noise, observation, off-policy, on-policy, overestimation, p, policy, policy gradient, PPO,
+preset, Q-value, random steps, ReLU, replay buffer, return, RL Zoo, rollout, SAC, saturation, SBX, schedule,
+seed, soft update, state, tanh, target, target network, TD error, TD3, terminated, timestep, TQC, transition,
+truncated, unit, VecNormalize, weight decay
+"""
+
+
+def test_the_glossary_explains_every_word_of_the_reading_path():
+    page = text_of(ROOT / "docs" / "glossary.md")
+    heads = " ; ".join(re.findall(r"^(.+)\n: ", page, re.MULTILINE))
+    for term in re.split(r",\s+", TERMS.strip()):
+        assert re.search(rf"(?<![\w-]){re.escape(term)}(?![\w-])", heads), term
+    for letter in (r"\mu", r"\theta", "$L$", "$A$", "$d$"):
+        assert letter in page, letter
+
+
 def deviations() -> dict[int, list[str]]:
     """The cells of each row by its number: from, what, theirs, ours, why."""
     page = text_of(ROOT / "docs" / "deviations.md")

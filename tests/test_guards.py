@@ -444,7 +444,7 @@ def test_nothing_is_copied_before_a_compiled_update_that_looks_itself(monkeypatc
 
     looks_itself.looks_itself = True
     monkeypatch.setattr(model._guard._memory, "take", None)  # would fail
-    for _, update in model._guard.watched([None], 1, lambda batch: looks_itself, []):
+    for _, update in model._guard.watched(model, [None], 1, lambda batch: looks_itself, []):
         assert update is looks_itself
 
 

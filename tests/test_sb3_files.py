@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,7 +211,7 @@ def test_spaces_that_ddpg_itself_has_no_use_for_are_read_too() -> None:
         pickled = pickle.dumps({name: gym_space(space, "0.26") for name, space in given.items()})
     from sb3_simple_ddpg.sb3_files import _Unpickler
 
-    read = _Unpickler(io.BytesIO(pickled)).load()
+    read = _Unpickler(io.BytesIO(pickled), None).load()
     assert read == given
     assert all(space.contains(space.sample()) for space in read.values())
 
@@ -347,6 +348,28 @@ def test_schedule_of_an_older_python_is_made_anew_without_a_word(tmp_path: Path)
     ours = SimpleDDPG.from_sb3(tmp_path / "old")
     assert ours.lr_schedule(0.5) == 3e-4
     assert ours._untold == []
+
+
+@pytest.mark.parametrize(("python", "readable"), [("3.8.10", False), (sys.version.split()[0], True), (None, True)])
+def test_function_that_another_python_has_compiled_is_never_called(
+    python: str | None, readable: bool, tmp_path: Path
+) -> None:
+    """It may be made and end the process when it is called."""
+    save_as_sb3_1(small_agent(), tmp_path / "new.zip", learning_rate=lambda progress: 0.5 * progress)
+    with zipfile.ZipFile(tmp_path / "new.zip") as new, zipfile.ZipFile(tmp_path / "old.zip", "w") as old:
+        for name in new.namelist():
+            if name != "system_info.txt":
+                old.writestr(name, new.read(name))
+        if python is not None:
+            old.writestr("system_info.txt", f"OS: Linux\nPython: {python}\nStable-Baselines3: 1.5.0\n")
+    if readable:
+        assert SimpleDDPG.from_sb3(tmp_path / "old.zip").lr_schedule(1) == 0.5
+    else:
+        with pytest.warns(
+            UserWarning, match=r"learning_rate that can be read here .*function that Python 3\.8 has comp"
+        ):
+            ours = SimpleDDPG.from_sb3(tmp_path / "old.zip")
+        assert ours.lr_schedule(1) == 1e-3
 
 
 @pytest.mark.parametrize(("name", "default", "given"), [("learning_rate", 1e-3, 2e-4), ("action_noise", 0.1, 0.3)])

@@ -324,7 +324,9 @@ def test_optimizers_that_compiled_code_cannot_repeat_go_plainly(what: str, compi
             both = th.optim.Adam([*model.actor.parameters(), *model.critic.parameters()], lr=1e-3, eps=1e-3)
             model.actor.optimizer = model.critic.optimizer = both
         else:
-            model.critic.optimizer.zero_grad = lambda: None  # gradients add up
+            model.critic.optimizer.zero_grad = lambda: None  # gradients add up, from here on
+            for weight in model.critic.parameters():
+                weight.grad = None
         compiled_calls.clear()
 
     plain, fast = change_both(change)

@@ -496,6 +496,27 @@ def test_frozen_layers_stay_and_the_rest_learns():
     assert stayed == {"mu.0.weight", "mu.0.bias"}
 
 
+def test_one_frozen_encoder_in_all_networks_stays_as_it_is():
+    """SB3's soft update of a tensor to itself is (1 - tau)(1 + tau) times the tensor."""
+    model, encoder = SimpleDDPG("MlpPolicy", Chain("truncated"), **settings()), Encoder().requires_grad_(False)
+    for network in networks(model):
+        network.features_extractor = encoder
+    before = deepcopy(encoder.state_dict())
+    model.learn(30)
+    assert model._n_updates == 20
+    assert all(th.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_a_frozen_critic_still_teaches_the_actor():
+    """In SB3 its loss without a gradient is an error."""
+    model = SimpleDDPG("MlpPolicy", Chain("truncated"), **settings())
+    model.critic.requires_grad_(False)
+    actor, critic = deepcopy(model.actor.state_dict()), deepcopy(model.critic.state_dict())
+    model.learn(30)
+    assert all(th.equal(tensor, critic[name]) for name, tensor in model.critic.state_dict().items())
+    assert not any(th.equal(tensor, actor[name]) for name, tensor in model.actor.state_dict().items())
+
+
 def test_replaced_networks_with_new_optimizers_learn_and_their_targets_follow():
     model = SimpleDDPG("MlpPolicy", Chain("truncated"), **settings())
     mu = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1), nn.Tanh())

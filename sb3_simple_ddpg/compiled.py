@@ -18,6 +18,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,7 +32,7 @@ from sb3_simple_ddpg.checks import CompileWarning
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.guards import Update
 from sb3_simple_ddpg.networks import ROLES, Networks
-from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW
+from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, has_its_own_zero_grad, with_those_held
 from sb3_simple_ddpg.policies import Critic, only
 from sb3_simple_ddpg.rehearsal import Disagreement, NotFinite, Rehearsal, Unsuitable
 from sb3_simple_ddpg.torch_private import tree_flatten, tree_leaves, tree_map
@@ -116,6 +117,9 @@ class CompiledUpdates:
 
     def _collect(self, model: "SimpleDDPG", networks: Networks, batch: ReplayBufferSamples) -> "_Inputs | None":
         """The inputs of compiled code; None where the plain path has to go on."""
+        if _move_another_network(model, networks):
+            self._go_plainly(model, "an optimizer moves weights of another network than its own")
+            return None
         kind = networks.structure, tuple(weight.requires_grad for weight in _main_weights(networks))
         if kind not in self._learning and kind not in self._unsuitable:
             if len(self._learning) == MOST_KINDS:
@@ -642,10 +646,22 @@ def _needs_python(model: "SimpleDDPG", networks: Networks) -> str | None:
     for name, function in _OF_UPDATE:
         if name in own or getattr(kind, name) is not function:
             return f"{kind.__name__}.{name} is not SimpleDDPG's"
+    if has_its_own_zero_grad(model.actor.optimizer) or has_its_own_zero_grad(model.critic.optimizer):
+        return "an optimizer has a zero_grad of its own"
     hooked = networks.hooked()
     if hooked:
         return f"somebody listens to {hooked}, or has given it another method"
     return torch_private.why_python_is_needed(model.device)
+
+
+def _move_another_network(model: "SimpleDDPG", networks: Networks) -> bool:
+    """Whether an optimizer holds weights of another network. Code that calls what is in none cannot be compiled."""
+    known = set(map(id, chain.from_iterable(networks.weights.values())))
+    for role, optimizer in (("actor", model.actor.optimizer), ("critic", model.critic.optimizer)):
+        weights = networks.weights[role]
+        if not known.isdisjoint(map(id, with_those_held(weights, optimizer)[len(weights) :])):
+            return True
+    return False
 
 
 def _adams_are_plain(model: "SimpleDDPG") -> bool:

@@ -46,6 +46,7 @@ from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
 from sb3_simple_ddpg.layers import FastGradients
 from sb3_simple_ddpg.networks import Networks
+from sb3_simple_ddpg.optimizers import forget_gradients, with_those_held
 from sb3_simple_ddpg.origins import environments_of, origin_of
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
 from sb3_simple_ddpg.sampling import sample_batches
@@ -348,17 +349,16 @@ class SimpleDDPG(Collecting):
 
     def _gradient_step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, weights: list[th.Tensor]) -> None:
         """
-        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights alone. So the critic gets no
-        gradient when the actor learns, as with the article's `tape.gradient(loss, weights)`. Frozen weights have none.
+        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights and what else the optimizer holds. So
+        the critic gets no gradient when the actor learns, as with the article's `tape.gradient(loss, weights)`. Frozen
+        weights have none.
         """
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                weight.grad = None
-        learning = [weight for weight in weights if weight.requires_grad]
+        forget_gradients(optimizer)
+        learning = [weight for weight in with_those_held(weights, optimizer) if weight.requires_grad]
         if learning and loss.requires_grad:
             loss.backward(inputs=learning)  # type: ignore[no-untyped-call]  # PyTorch's
         if self.max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
+            th.nn.utils.clip_grad_norm_(learning, self.max_grad_norm)
         optimizer.step()
 
     def _log_updates(self, statistics: list[th.Tensor]) -> None:
@@ -471,7 +471,7 @@ class SimpleDDPG(Collecting):
         if self.num_timesteps < learning_starts or action_noise is None or self._last_obs is None:
             noise: Any = None if action_noise is None else partial(drawn, action_noise, shape)
             return super()._sample_action(learning_starts, noise, n_envs)
-        unscaled_actions, _ = self.predict(self._last_obs)
+        unscaled_actions, _ = self.predict(self._last_obs, deterministic=False)  # as SB3 calls the user's own
         actions = self.policy.scale_action(unscaled_actions) + drawn(action_noise, shape)
         actions = np.minimum(np.maximum(actions, -1), 1)
         return self.policy.unscale_action(actions), actions

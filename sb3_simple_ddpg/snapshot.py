@@ -48,6 +48,8 @@ class Snapshot:
         """
         networks, optimizers = model._networks, (model.actor.optimizer, model.critic.optimizer)
         values = [*chain.from_iterable(networks.weights.values()), *networks.buffers, *_state_values(optimizers)]
+        for group in optimizers[0].param_groups + optimizers[1].param_groups:  # may hold what is in no network
+            values += group["params"]
         if not (
             len(values) == len(self._values)
             and all(map(operator.is_, values, self._values))

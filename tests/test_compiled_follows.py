@@ -316,6 +316,26 @@ def test_weights_frozen_from_the_start_have_no_state_and_need_none(compiled_call
     assert largest_difference(*models) < CLOSE
 
 
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.checks.CompileWarning")
+@pytest.mark.parametrize("what", ["one optimizer", "zero_grad"])
+def test_optimizers_that_compiled_code_cannot_repeat_go_plainly(what: str, compiled_calls: list[str]):
+    def change(model: SimpleDDPG) -> None:
+        if what == "one optimizer":
+            both = th.optim.Adam([*model.actor.parameters(), *model.critic.parameters()], lr=1e-3, eps=1e-3)
+            model.actor.optimizer = model.critic.optimizer = both
+        else:
+            model.critic.optimizer.zero_grad = lambda: None  # gradients add up, from here on
+            for weight in model.critic.parameters():
+                weight.grad = None
+        compiled_calls.clear()
+
+    plain, fast = change_both(change)
+    assert compiled_calls == []
+    reason = "moves weights of another network" if what == "one optimizer" else "has a zero_grad of its own"
+    assert reason in fast._compiled.failure
+    assert largest_difference(plain, fast) < CLOSE
+
+
 # --- weights and states that are others ----------------------------------------------------------------------------
 
 

@@ -278,7 +278,8 @@ def _normalized(patient: _Patient, scale_rewards: bool) -> str:
         arguments.append(f"norm_obs_keys={_keys_of_numbers(model.observation_space)}")
         if model.env is not None and is_vecenv_wrapped(model.env, VecTransposeImage):
             env = f"VecTransposeImage({env})"
-    line = f"env = VecNormalize({', '.join([env, *arguments])}), or --normalize for simple-ddpg train"
+    option = "--normalize" if scale_rewards else "--set normalize_observations=True"
+    line = f"env = VecNormalize({', '.join([env, *arguments])}), or {option} for simple-ddpg train"
     return f"{line}; rewards are scaled by it too." if scale_rewards else f"{line}."
 
 

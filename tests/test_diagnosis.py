@@ -157,7 +157,7 @@ def test_bounds_so_far_out_that_few_numbers_lie_between_are_found_and_cured():
 def cured(finding: Finding, env: Any, **settings: Any) -> SimpleDDPG:
     """The same agent in what the cure makes of its environment."""
     names = {each.__name__: each for each in (VecNormalize, VecTransposeImage, DummyVecEnv)} | {"env": env}
-    exec(finding.cure.partition(", or --normalize")[0], names)
+    exec(finding.cure.partition(", or --")[0], names)
     is_dict = isinstance(names["env"].observation_space, spaces.Dict)
     small = {"buffer_size": 5_000, "batch_size": 32, "policy_kwargs": {"net_arch": [16]}, "seed": 0, **settings}
     return SimpleDDPG("MultiInputPolicy" if is_dict else "MlpPolicy", names["env"], **small)
@@ -188,7 +188,8 @@ class Numbers(gym.Env[Any, Any]):
 def test_observations_far_from_one_are_found(mean: float, deviation: float, value: float):
     finding = the_finding_of("observation scale", model_of(Numbers([mean], [deviation])).learn(100))
     assert finding.value == pytest.approx(value, rel=0.3)  # of 100 draws
-    assert finding.cure.startswith("env = VecNormalize(DummyVecEnv([lambda: env]), norm_reward=False), or --normalize")
+    line = "env = VecNormalize(DummyVecEnv([lambda: env]), norm_reward=False)"
+    assert finding.cure == f"{line}, or --set normalize_observations=True for simple-ddpg train."
     assert faults_of(cured(finding, Numbers([mean], [deviation])).learn(100)) == []
 
 
@@ -627,6 +628,9 @@ def test_command_prints_faults_of_an_environment_with_the_cure(capsys: pytest.Ca
         assert name in printed
     assert printed.endswith("Cure them from the top down, observation scale first.\n")
     assert main(["diagnose", scaled, *TINY, "--normalize"]) == 0
+    assert "normalize_observations=True" in printed
+    capsys.readouterr()
+    assert main(["diagnose", scaled, *TINY, "normalize_observations=True"]) == 0
 
 
 def test_command_diagnoses_a_run_with_its_own_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -349,9 +349,9 @@ class SimpleDDPG(Collecting):
 
     def _gradient_step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, weights: list[th.Tensor]) -> None:
         """
-        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights and what else the optimizer holds. So
-        the critic gets no gradient when the actor learns, as with the article's `tape.gradient(loss, weights)`. Frozen
-        weights have none.
+        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights and what else the optimizer holds.
+        So the critic gets no gradient when the actor learns, as with the article's `tape.gradient(loss, weights)`.
+        Frozen weights have none.
         """
         forget_gradients(optimizer)
         learning = [weight for weight in with_those_held(weights, optimizer) if weight.requires_grad]

@@ -196,7 +196,7 @@ class Collecting(OffPolicyAlgorithm):
                 if "terminal_observation" in infos[index]:
                     infos[index]["terminal_observation"] = _kept(infos[index]["terminal_observation"])
         if not alone:
-            footprints.take(env, by_step=True, episode_begins=bool(dones.any()))
+            footprints.take(env, by_step=True, episode_begins=True in dones.tolist())
         return new_obs, rewards, dones, infos
 
     def _hold(

@@ -8,16 +8,19 @@ method of anybody's environment is replaced to notice it. Instead, what a step o
 
 - SB3's vectorised environments put other objects into their attributes at every step and reset;
 - environments of this process, which somebody may hold without their vectorised wrapper, count timesteps or hold
-  positions: of their numbers and small arrays, those that the first step has changed are compared.
+  positions: of their numbers and small arrays, those that both of the first steps have changed are compared.
 """
 
+import operator
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 _SMALL = 4096  # bytes of an array, at most, that are compared
-_OPAQUE = object()
+#: What may be written into; anything else is another object when its value is another.
+_WRITABLE = frozenset({np.ndarray, list})
 
 
 class Footprints:
@@ -25,46 +28,45 @@ class Footprints:
 
     def __init__(self) -> None:
         self.said = False  # in the log, that somebody else moved the environment
+        self._steps_seen = 0
+        self._all_before: list[dict[str, Any]] = []
+        self._names: list[list[str]] = []  # of what moves in each layer
         self._env: VecEnv | None = None
+        self._envs: list[Any] = []
+        self._places: list[tuple[dict[str, Any], str]] = []
         self._objects: list[Any] | None = None
-        self._names: list[list[str]] = []
-        self._values: list[list[Any]] = []
-        self._settled = False
-        self._all_before: list[dict[str, Any]] | None = None
+        self._values: list[Any] = []
+        self._contents: list[Any] = []
         self._episode_begins = False
-        self._of_single_ones = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_env": None}  # whoever copies a model need not be able to copy its environment
+        # Whoever copies a model need not be able to copy its environment.
+        return vars(self) | {"_env": None, "_envs": [], "_places": []}
 
     @property
     def settled(self) -> bool:
         """Whether it is known what a step changes."""
-        return self._settled
+        return self._steps_seen >= 2
 
     def about_to_move(self, env: VecEnv) -> None:
         """
         :param env: that the model steps or resets next; needed until it is `settled`
         """
-        self._all_before = _everything(env)
+        if not self.settled:
+            self._all_before = [_all_contents(layer) for layer in _layers(env)]
 
     def take(self, env: VecEnv, by_step: bool, episode_begins: bool) -> None:
         """
-        :param env: that the model has stepped or reset a moment ago
+        :param env: that the model has just stepped or reset
         :param by_step: whether it was a step
         :param episode_begins: whether an episode of some environment begins here
         """
-        if self._all_before is not None:
-            self._names = [
-                [name for name, value in now.items() if value is not _OPAQUE and before.get(name, _OPAQUE) != value]
-                for before, now in zip(self._all_before, _everything(env), strict=False)
-            ]
-            self._all_before = None
-            self._settled = by_step
+        if not self.settled:
+            self._learn_names(env, by_step)
+        values = self._values = self._values_of_now(env)
         self._env, self._episode_begins = env, episode_begins
-        self._of_single_ones = isinstance(env.unwrapped, DummyVecEnv)
         self._objects = _objects(env)
-        self._values = self._values_of_now(env)
+        self._contents = [_content(value) for value in values if type(value) in _WRITABLE]
 
     def are_those_of(self, env: VecEnv) -> bool:
         """
@@ -75,25 +77,53 @@ class Footprints:
             return True  # nothing is known of this one
         *steps, seeds, options = _objects(env)
         *own_steps, own_seeds, own_options = self._objects
-        if any(now is not own for now, own in zip(steps, own_steps, strict=True)):
+        if not all(map(operator.is_, steps, own_steps)):
             return False
-        # A reset leaves other lists, and empty ones; `seed` and `set_options` leave what they were given.
         is_reset = seeds is not own_seeds and options is not own_options
+        # A reset leaves other lists, and empty ones; `seed` and `set_options` leave what they were given.
         if is_reset and all(seed is None for seed in seeds) and not any(options):
             return False
-        for values, before in zip(self._values_of_now(env), self._values, strict=False):
-            if values == before:
-                continue
-            changed = sum(now != was for now, was in zip(values, before, strict=True))
-            # A callback may have set one of them, or a method that it called. Where the model's own episode begins, all
-            # but one may be the same after somebody else's reset, and so may they in a vectorised environment.
-            if changed and (self._episode_begins or 2 * changed >= len(before) or not self._of_single_ones):
-                return False
-        return True
+        values = self._values_of_now(env)
+        if len(values) != len(self._values):
+            return True  # other wrappers: nothing can be said
+        the_same = all(map(operator.is_, values, self._values))
+        if the_same and self._contents == [_content(value) for value in values if type(value) in _WRITABLE]:
+            return True  # nearly always
+        return not self._have_moved(env, values)
 
-    def _values_of_now(self, env: VecEnv) -> list[list[Any]]:
-        pairs = zip(_layers(env), self._names, strict=False)
-        return [[_frozen(layer.get(name, _OPAQUE)) for name in names] for layer, names in pairs]
+    def _have_moved(self, env: VecEnv, values: list[Any]) -> bool:
+        contents = iter(self._contents)
+        # What can be written into was remembered by its content.
+        before = [next(contents) if type(value) in _WRITABLE else _content(value) for value in self._values]
+        differ = [_content(now) != was for now, was in zip(values, before, strict=True)]
+        if self._episode_begins or not isinstance(env.unwrapped, DummyVecEnv):
+            return any(differ)
+        # In the middle of an episode a callback may have set one of them, or a method that it called.
+        for names in self._names:
+            of_layer, differ = differ[: len(names)], differ[len(names) :]
+            if names and 2 * sum(of_layer) >= len(names):
+                return True
+        return False
+
+    def _learn_names(self, env: VecEnv, by_step: bool) -> None:
+        changed = []
+        for layer, before in zip(_layers(env), self._all_before, strict=False):
+            now = _all_contents(layer)
+            changed.append([name for name, content in now.items() if before.get(name) != content])
+        if by_step and self._steps_seen == 1:
+            changed = [
+                [name for name in names if name in first] for names, first in zip(changed, self._names, strict=False)
+            ]
+        self._steps_seen += by_step
+        self._names, self._env = changed, None
+
+    def _values_of_now(self, env: VecEnv) -> list[Any]:
+        envs = getattr(env.unwrapped, "envs", [])
+        if self._env is not env or envs != self._envs:
+            self._envs = list(envs)
+            pairs = zip(_layers(env), self._names, strict=False)
+            self._places = [(layer, name) for layer, names in pairs for name in names]
+        return [layer.get(name) for layer, name in self._places]
 
 
 def _objects(env: VecEnv) -> list[Any]:
@@ -115,22 +145,25 @@ def _layers(env: VecEnv) -> list[dict[str, Any]]:
     for one in inner.envs:
         layer: Any = one
         while layer is not None:
-            layers.append(getattr(layer, "__dict__", {}))
-            layer = layers[-1].get("env")
+            attributes = getattr(layer, "__dict__", {})
+            if type(layer) is not Monitor:  # which counts what the objects above tell already
+                layers.append(attributes)
+            layer = attributes.get("env")
     return layers
 
 
-def _everything(env: VecEnv) -> list[dict[str, Any]]:
-    return [{name: _frozen(value) for name, value in layer.items()} for layer in _layers(env)]
+def _all_contents(layer: dict[str, Any]) -> dict[str, Any]:
+    contents = ((name, _content(value)) for name, value in layer.items())
+    return {name: content for name, content in contents if content is not None}
 
 
-def _frozen(value: Any) -> Any:  # noqa: ANN401 - whatever an environment holds
-    """What can be compared later, also when the object is written into."""
+def _content(value: Any) -> Any:  # noqa: ANN401 - whatever an environment holds
+    """What can be compared later, also when the object is written into; None for what cannot."""
     kind = type(value)
-    if kind is int or kind is float or kind is bool or value is None:
+    if kind is int or kind is float or kind is bool:
         return value if value == value else "NaN"  # which is not equal to itself
     if isinstance(value, np.ndarray | np.number):
-        return value.tobytes() if value.nbytes <= _SMALL and not value.dtype.hasobject else _OPAQUE
+        return value.tobytes() if value.nbytes <= _SMALL and not value.dtype.hasobject else None
     if kind in (list, tuple) and len(value) <= 16 and all(type(part) in (int, float, bool) for part in value):
-        return tuple(map(_frozen, value))
-    return _OPAQUE
+        return tuple(map(_content, value))
+    return None

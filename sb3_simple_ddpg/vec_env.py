@@ -58,9 +58,12 @@ class QuickDummyVecEnv(DummyVecEnv):
         return self._obs_from_buf(), self.buf_rews.copy(), self.buf_dones.copy(), [*map(_copied, self.buf_infos)]
 
     def _save_obs(self, env_idx: int, obs: Any) -> None:  # noqa: ANN401 - may be anything
-        name = f"Environment {env_idx}"
-        check_action_space(name, self.envs[env_idx], self.action_space)
-        super()._save_obs(env_idx, check_observation(name, obs, self.observation_space))
+        space = self.observation_space
+        if type(obs) is not np.ndarray or obs.dtype != space.dtype or obs.shape != space.shape:
+            obs = check_observation(f"Environment {env_idx}", obs, space)
+        if self.envs[env_idx].action_space is not self.action_space:
+            check_action_space(f"Environment {env_idx}", self.envs[env_idx], self.action_space)
+        super()._save_obs(env_idx, obs)
 
     def _obs_from_buf(self) -> VecEnvObs:
         if self.keys == [None]:  # neither Dict nor Tuple
@@ -133,11 +136,13 @@ class _WatchedRows(np.ndarray[Any, Any]):
     def __setitem__(self, index: Any, value: Any) -> None:  # noqa: ANN401 - as NumPy's
         if self._watched is not None and type(index) is int:
             env, key, action_spaces = self._watched
-            name, space = f"Environment {index}", env.observation_space
-            if isinstance(space, spaces.Dict):
-                name, space = f"{name}, key {key!r},", space[key]
-            value = check_observation(name, value, space)
-            check_action_space(f"Environment {index}", env.envs[index], action_spaces[index])
+            if type(value) is not np.ndarray or value.dtype != self.dtype or value.shape != self.shape[1:]:
+                name, space = f"Environment {index}", env.observation_space
+                if isinstance(space, spaces.Dict):
+                    name, space = f"{name}, key {key!r},", space[key]
+                value = check_observation(name, value, space)
+            if env.envs[index].action_space is not action_spaces[index]:
+                check_action_space(f"Environment {index}", env.envs[index], action_spaces[index])
         super().__setitem__(index, value)
 
     def __copy__(self) -> Any:  # noqa: ANN401 - a plain array

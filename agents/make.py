@@ -87,6 +87,7 @@ def make(agent: Agent, folder: Path) -> None:
     config["command"] = shlex.join(["simple-ddpg", *agent.command])
     config["evaluation"] = {
         "episodes": EPISODES, "seed": EVALUATION_SEED, "mean": float(np.mean(returns)), "std": float(np.std(returns)),
+        "digits": runs.digits_of(returns),
     }  # fmt: skip
     (out / runs.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -101,9 +102,11 @@ def page(folder: Path) -> str:
     for path in sorted(folder.glob(f"*/{runs.CONFIG}")):
         config = json.loads(path.read_text())
         measured = config["evaluation"]
+        digits = measured.get("digits", 1)
         versions |= {f"{name} {number}": None for name, number in config["versions"].items()}
         lines.append(
-            f"| [{config['env']['env_id']}]({path.parent.name}) | {measured['mean']:.1f} | {measured['std']:.1f} | "
+            f"| [{config['env']['env_id']}]({path.parent.name}) | {measured['mean']:z.{digits}f} | "
+            f"{measured['std']:.{digits}f} | "
             f"{config['timesteps']:,} | {config['seed']} | `{config['command']}` |"
         )
     table = "\n".join(line.strip() for line in lines)

@@ -4,22 +4,26 @@ Not here: how they are run (`experiment.py`).
 """
 
 import ast
+import functools
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_simple_ddpg import checks, presets, runs
+from sb3_simple_ddpg import checks, mistakes, presets, runs
 from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck, make_action_noise
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
@@ -43,6 +47,18 @@ RESERVED: Final[dict[str, str]] = {
 
 #: What a value may call: noise and schedules that are no literals.
 CALLS: Final[dict[str, type[Any]]] = {each.__name__: each for each in (OrnsteinUhlenbeck, LinearSchedule)}
+
+#: By the setting's name: what its value must be a kind of, and the modules whose classes need no path.
+CLASSES: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
+    "replay_buffer_class": (ReplayBuffer, ("stable_baselines3.common.buffers", "stable_baselines3")),
+    "rollout_buffer_class": (RolloutBuffer, ("stable_baselines3.common.buffers",)),
+    "features_extractor_class": (BaseFeaturesExtractor, ("stable_baselines3.common.torch_layers",)),
+    "optimizer_class": (
+        th.optim.Optimizer,
+        ("torch.optim", "stable_baselines3.common.sb2_compat.rmsprop_tf_like"),
+    ),
+    "activation_fn": (th.nn.Module, ("torch.nn.modules.activation",)),
+}
 
 #: In a setting's place: whoever takes part.
 EVERYBODY: Final = "all"
@@ -68,18 +84,7 @@ class Algorithm:
     @property
     def parameters(self) -> dict[str, Any]:
         """Every argument of the constructor with its default; `inspect.Parameter.empty` where there is none."""
-        found: dict[str, Any] = {}
-        for cls in self.cls.__mro__:  # a subclass may pass **kwargs on
-            parameters = inspect.signature(vars(cls).get("__init__", object.__init__)).parameters.values()
-            found |= {
-                parameter.name: parameter.default
-                for parameter in parameters
-                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-                and parameter.name not in found
-            }
-            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-                break
-        return {name: default for name, default in found.items() if name not in ("self", *RESERVED)}
+        return {name: default for name, default in runs.arguments_of(self.cls).items() if name not in RESERVED}
 
 
 def find_algorithms(names: Iterable[str] | Mapping[str, str | type[BaseAlgorithm]]) -> list[Algorithm]:
@@ -114,21 +119,13 @@ def find_algorithms(names: Iterable[str] | Mapping[str, str | type[BaseAlgorithm
                     "Any other class of SB3's kind is written name=module:Class."
                 )
             path = source or ALGORITHMS[name]
-            cls = _import(path)
+            if ":" not in path:
+                raise ValueError(f"A class is written module:Class, got {path!r}: stable_baselines3:TD3, for example.")
+            cls = runs.import_object(path)
         if not (isinstance(cls, type) and issubclass(cls, BaseAlgorithm)):
             raise ValueError(f"{path} is no algorithm of Stable-Baselines3's kind, but {cls!r}.")
         found.append(Algorithm(name, cls, path))
     return found
-
-
-def _import(path: str) -> Any:  # noqa: ANN401 - whatever has that name
-    module, separator, name = path.partition(":")
-    if not separator:
-        raise ValueError(f"A class is written module:Class, got {path!r}: stable_baselines3:TD3, for example.")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} cannot be imported ({error}): write module:Class.") from error
 
 
 def settings_from(
@@ -211,26 +208,72 @@ def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the arg
     """
     :param name: of the argument or key
     :param text: as typed
-    :return: a Python literal, an `OrnsteinUhlenbeck(...)` or `LinearSchedule(...)`, an imported object where a class or
-        function is expected, or the text itself
-    :raises ValueError: for an import that fails, or noise or a schedule that cannot be
+    :return: a Python literal, an `OrnsteinUhlenbeck(...)` or `LinearSchedule(...)`, an object where a class or function
+        is expected ("module:Name", or the name alone of those in `CLASSES`), or the text itself
+    :raises ValueError: for an import that fails, a class that is not of the setting's kind, or noise or a schedule that
+        cannot be
     """
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
+    value = runs.read_value(text)
+    if not isinstance(value, str) or value != text:
+        return value
     called = text.strip().partition("(")[0]
     if called in CALLS and "(" in text:
         try:
             call = ast.parse(text.strip(), mode="eval").body
-            assert isinstance(call, ast.Call)
+            if not isinstance(call, ast.Call):
+                raise ValueError("more than one call")
             values = [ast.literal_eval(value) for value in call.args]
             named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
             return CALLS[called](*values, **named)
-        except (SyntaxError, TypeError, ValueError, AssertionError) as error:
+        except (SyntaxError, TypeError, ValueError) as error:
             example = {"LinearSchedule": "LinearSchedule(0.3, 0.05, 1.0)"}.get(called, "OrnsteinUhlenbeck(sigma=0.5)")
             raise ValueError(f"{name}={text} cannot be read ({error}): write {example}.") from error
-    return runs.import_object(text) if name.endswith(("_class", "_fn")) else text
+    return _find_class(name, text.strip()) if name.endswith(("_class", "_fn")) else text
+
+
+def _find_class(name: str, text: str) -> Any:  # noqa: ANN401 - a function may stand for a class
+    kind, _ = CLASSES.get(name, (object, ()))
+    short = short_names(name)
+    if ":" in text or "." in text:
+        found = runs.import_object(text)
+    elif text in short:
+        found = short[text]
+    else:
+        known = f"{checks.did_you_mean(text, list(short))} " if short else ""
+        raise ValueError(f"{name}={text}: there is no such name. {known}Any other is written {name}=module:Name.")
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, kind)):
+        raise ValueError(
+            f"{name}={text} is no {kind.__name__}, but {found!r}. Those known by name: {', '.join(short) or 'none'}."
+        )
+    return found
+
+
+@functools.cache
+def short_names(name: str) -> Mapping[str, type[Any]]:
+    """
+    :param name: of a setting
+    :return: the classes that need no path there, by their names
+    """
+    kind, modules = CLASSES.get(name, (object, ()))
+    found: dict[str, type[Any]] = {}
+    for module in map(importlib.import_module, modules):
+        for each, cls in vars(module).items():
+            if not (isinstance(cls, type) and issubclass(cls, kind)) or cls in _BASES:
+                continue
+            if kind is not th.nn.Module or _needs_no_arguments(cls):  # as SB3 makes the layers between its own
+                found[each] = cls
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+#: Kinds, of which there is nothing to be made.
+_BASES: Final = (BaseFeaturesExtractor, th.optim.Optimizer, th.nn.Module)
+
+
+def _needs_no_arguments(cls: type[Any]) -> bool:
+    return all(
+        each.default is not each.empty or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        for each in inspect.signature(cls).parameters.values()
+    )
 
 
 def build(
@@ -251,7 +294,11 @@ def build(
     noise = given.get("action_noise")
     if not issubclass(algorithm.cls, SimpleDDPG) and noise is not None:
         shape = env.action_space.shape
-        assert shape is not None
+        if not isinstance(env.action_space, gym.spaces.Box) or shape is None:
+            raise ValueError(
+                f"action_noise={noise} needs an environment whose actions are a Box, got {env.action_space}: leave it "
+                f"out for {algorithm.name}."
+            )
         if isinstance(noise, int | float) and not isinstance(noise, bool):
             make_action_noise(noise, shape, 1)  # refuses what cannot be a standard deviation
             given["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, float(noise)))
@@ -291,21 +338,53 @@ def _copy(value: Any) -> Any:  # noqa: ANN401 - whatever is within
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def effective_settings(algorithm: Algorithm, env_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def env_kwargs_from(assignments: Iterable[str], env_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """
+    Arguments of environments as typed. What names an environment goes before what is for all.
+
+    :param assignments: "environment.name=value"; "name=value" for every environment
+    :param env_ids: of the environments
+    :return: arguments by environment
+    :raises ValueError: for what is no assignment
+    """
+    found: dict[str, dict[str, Any]] = {env_id: {} for env_id in env_ids}
+    for to_all in (True, False):
+        for assignment in assignments:
+            owner = next((env_id for env_id in env_ids if assignment.startswith(f"{env_id}.")), None)
+            if (owner is None) is not to_all:
+                continue
+            name, separator, text = assignment.removeprefix(f"{owner}.").partition("=")
+            name = name.strip()
+            if not separator or not name.isidentifier():
+                raise ValueError(
+                    f"--env-kwargs takes name=value, an argument of the environment, got {assignment!r}: --env-kwargs "
+                    f"max_episode_steps=500, for example{', or environment.name=value' if len(env_ids) > 1 else ''}."
+                )
+            for env_id in env_ids if owner is None else [owner]:
+                found[env_id][name] = runs.read_value(text)
+    return found
+
+
+def effective_settings(
+    algorithm: Algorithm, env_id: str, arguments: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """
     What an algorithm will run with. It is built once, so a mistake shows before any run.
 
     :param algorithm: its class
     :param env_id: name of the environment
     :param arguments: as given
+    :param env_kwargs: arguments of the environment
     :return: every argument with its value; the layers as the policy has them, also where nobody named them
     :raises ValueError: when the algorithm cannot be built for this environment
     """
-    env = runs.EnvSettings(env_id).make_one()
+    env = runs.EnvSettings(env_id, kwargs=env_kwargs or {}).make_one()
     try:
         with th.random.fork_rng(devices=[]):
             model = build(algorithm, env, arguments, seed=None)
-    except (AssertionError, TypeError, ValueError, NotImplementedError) as error:
+    except Exception as error:
+        if not mistakes.is_about_settings(error, arguments):
+            raise
         raise ValueError(f"{algorithm.name} ({algorithm.path}) cannot run in {env_id}: {error}") from error
     finally:
         env.close()

@@ -4,8 +4,9 @@ Not here: `save` and `load`, which are SB3's and keep neither buffer nor random 
 docs/resume.md.
 
 A checkpoint is a folder `step_<n>`: `model.zip` (what SB3's `save` writes: networks, optimizers, settings, counters,
-episode statistics, noise), `replay_buffer.npz` (the filled rows, no pickle), `state.json` (random states, normalisers)
-and, written last, `manifest.json` with a checksum of each.
+episode statistics, noise), `replay_buffer.npz` (the filled rows, no pickle), `state.json` (random states, normalisers,
+what environments give out of themselves) and, written last, `manifest.json` with a checksum of each. After the reset
+that follows, `environment.json` says what the environments then hold, for `resume` to name what it could not restore.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -27,6 +28,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
+from sb3_simple_ddpg import folder_lock
+from sb3_simple_ddpg.environment_state import (
+    contents,
+    differences,
+    give_back_states,
+    given_states,
+    restore_streams,
+    stored_streams,
+)
 from sb3_simple_ddpg.storage import (
     CheckpointError,
     check_buffer,
@@ -43,8 +53,10 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="SimpleDDPG")
 
 MODEL, BUFFER, STATE, MANIFEST = "model.zip", "replay_buffer.npz", "state.json", "manifest.json"
-#: Raised when a stored checkpoint would be read wrongly by older code.
-FORMAT = 1
+#: What the environments held after the reset that followed. Nothing is restored from it, so it may be missing.
+AFTERWARDS = "environment.json"
+#: Raised when a stored checkpoint would be read wrongly by older code. 2: streams by their places, given states.
+FORMAT = 2
 
 
 class ExactCheckpointCallback(BaseCallback):
@@ -55,7 +67,8 @@ class ExactCheckpointCallback(BaseCallback):
     :param every: timesteps, of all environments together, between two checkpoints
     :param keep_last: number of newest checkpoints to keep
     :param verbose: 1: log each checkpoint
-    :raises ValueError: for fewer than one timestep or checkpoint
+    :raises ValueError: for fewer than one timestep or checkpoint; when learning starts, for a folder that another
+        process or model writes to, or with checkpoints of a later timestep
     """
 
     def __init__(self, folder: str | Path, every: int, keep_last: int = 3, verbose: int = 0) -> None:
@@ -65,10 +78,14 @@ class ExactCheckpointCallback(BaseCallback):
         self.folder, self.every, self.keep_last = Path(folder), every, keep_last
 
     def _on_training_start(self) -> None:
+        with contextlib.suppress(OSError):  # training goes on where no checkpoint can be written
+            folder_lock.claim(self.folder, self.model, learning=True)
         _refuse_later_checkpoints(self.folder, self.model.num_timesteps)
         self._last = self.model.num_timesteps
         self.logger.info(
-            "Checkpoints hold no inside of an environment in mid-episode: every episode starts anew at each of them."
+            "Checkpoints hold no inside of an environment in mid-episode: every episode starts anew at each of them. "
+            "What it holds beyond an episode (a counter over episodes, a curriculum) is in them where it offers "
+            "get_state() and set_state(state); a resumed run names what differs."
         )
 
     def _on_rollout_start(self) -> None:
@@ -108,7 +125,8 @@ def save_checkpoint(model: "SimpleDDPG", folder: str | Path, keep_last: int = 3)
     :param keep_last: number of newest checkpoints to keep
     :return: the checkpoint
     :raises ValueError: in the middle of a rollout; for fewer than one checkpoint to keep; for a replay buffer that
-        holds more than is known how to store; for a folder with checkpoints of a later timestep
+        holds more than is known how to store; for a folder that another process or model writes to, or with checkpoints
+        of a later timestep
     :raises OSError: when it cannot be written; what lay in the folder is still there
     """
     folder = Path(folder)
@@ -118,16 +136,26 @@ def save_checkpoint(model: "SimpleDDPG", folder: str | Path, keep_last: int = 3)
             f"A checkpoint at timestep {model.num_timesteps} would lie in the middle of a rollout, whose last "
             "transition is not stored yet: save at on_rollout_start (ExactCheckpointCallback does) or after learn."
         )
+    if model._boundary is None:
+        model._store_step(model.replay_buffer, model.action_noise)  # of a copy that was made in a callback
     check_buffer(model.replay_buffer)
-    _refuse_later_checkpoints(folder, model.num_timesteps)
+    is_new = folder_lock.claim(folder, model)
+    try:
+        _refuse_later_checkpoints(folder, model.num_timesteps)
+    except CheckpointError:
+        if is_new:
+            folder_lock.let_go(model, folder)
+        raise
     assert model.replay_buffer is not None
     cut_episodes(model.replay_buffer)
     if model.action_noise is not None:
         model.action_noise.reset()
+    path = None
     try:
-        return _write(model, folder, keep_last)
+        path = _write(model, folder, keep_last)
     finally:
-        _start_episodes_anew(model)
+        _start_episodes_anew(model, path)
+    return path
 
 
 def resume(cls: type[Model], folder: str | Path, env: GymEnv | str, device: th.device | str | None = None) -> Model:
@@ -137,7 +165,8 @@ def resume(cls: type[Model], folder: str | Path, env: GymEnv | str, device: th.d
     :param cls: class of the model
     :param folder: that `save_checkpoint` wrote to, or one checkpoint in it
     :param env: built as for training; neither stepped nor reset here. Stored statistics go into its VecNormalize,
-        stored random states into the environments and the global generators of Python, NumPy and PyTorch
+        stored random states into the environments and the global generators of Python, NumPy and PyTorch, and what
+        `get_state()` of an environment gave goes to its `set_state`. The next `learn` logs what else differs
     :param device: None: the one of the stored model, where there is one
     :return: the model
     :raises ValueError: when there is no complete checkpoint, or the environment is not as for training
@@ -167,8 +196,59 @@ def resume(cls: type[Model], folder: str | Path, env: GymEnv | str, device: th.d
     for monitor, count in zip(_wrappers(model.env, VecMonitor), state["episode_counts"], strict=False):
         monitor.episode_count = count
     model.action_space = model.env.action_space  # one object, as after the constructor: it holds a random stream
-    _set_random_states(model, state["random"])
+    give_back_states(model.env, state.get("given", []))
+    lost = _set_random_states(model, state["random"])
+    model._resumed = Resumed(lost, _contents_afterwards(checkpoint))
+    folder_lock.may_follow(checkpoint.parent, model)
     return model
+
+
+class Resumed(NamedTuple):
+    """
+    What the first `learn` after `resume` has to say.
+
+    :param lost: places of random streams that found none
+    :param expected: what the environments held after the reset that followed the checkpoint; None: nobody knows
+    """
+
+    lost: list[str]
+    expected: dict[str, str] | None
+
+
+def look_at_environments(model: "SimpleDDPG") -> None:
+    """
+    :param model: whose environments have been reset for the first time after `resume` or `save_checkpoint`: what
+        was not restored is named in the log; or they are what a later `resume` is compared with
+    """
+    assert model.env is not None
+    resumed, checkpoint = model._resumed, model._saved
+    model._resumed = model._saved = None
+    if resumed is not None:
+        sentence = "A resumed run may differ from the uninterrupted one: "
+        if resumed.lost:
+            model.logger.warn(f"{sentence}there is no place for the random streams {', '.join(resumed.lost)}.")
+        found = differences(contents(model.env, model._last_obs), resumed.expected) if resumed.expected else ""
+        if found:
+            model.logger.warn(
+                f"{sentence}after the first reset the environments differ from those of the stopped run in {found} "
+                "(places in model.env). Where the next episodes depend on that, give the environment the methods "
+                "get_state() and set_state(state), which checkpoints use: docs/resume.md."
+            )
+    if checkpoint is not None:
+        with contextlib.suppress(
+            OSError
+        ):  # the disk is full, or the checkpoint has been removed: it is complete without
+            text = json.dumps(contents(model.env, model._last_obs))
+            (checkpoint / f".{AFTERWARDS}").write_text(text, "utf-8")
+            os.replace(checkpoint / f".{AFTERWARDS}", checkpoint / AFTERWARDS)
+
+
+def _contents_afterwards(checkpoint: Path) -> dict[str, str] | None:
+    try:
+        found: dict[str, str] = json.loads((checkpoint / AFTERWARDS).read_text("utf-8"))
+    except (OSError, ValueError):  # the process ended before that reset
+        return None
+    return found
 
 
 def newest_checkpoint(folder: str | Path) -> Path:
@@ -192,14 +272,13 @@ def newest_checkpoint(folder: str | Path) -> Path:
     )
 
 
-def _start_episodes_anew(model: "SimpleDDPG") -> None:
+def _start_episodes_anew(model: "SimpleDDPG", checkpoint: Path | None) -> None:
+    model._saved = checkpoint
     if model._boundary is None or model.env is None:
         model._last_obs = None  # the next call of learn resets
         return
-    model._last_obs = model.env.reset()  # type: ignore[assignment]  # as in SB3
-    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
-    if model._vec_normalize_env is not None:
-        model._last_original_obs = model._vec_normalize_env.get_original_obs()
+    model._start_episodes()
+    look_at_environments(model)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
@@ -316,6 +395,7 @@ def _state(model: "SimpleDDPG") -> dict[str, Any]:
         "device": str(model.device),
         "normalizers": [_statistics(normalizer) for normalizer in _normalizers(model.env)],
         "episode_counts": [monitor.episode_count for monitor in _wrappers(model.env, VecMonitor)],
+        "given": given_states(model.env),
         "random": _random_states(model),
     }
 
@@ -324,12 +404,7 @@ Wrapper = TypeVar("Wrapper", bound=VecEnvWrapper)
 
 
 def _wrappers(env: VecEnv, wrapper_class: type[Wrapper]) -> list[Wrapper]:
-    found = []
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, wrapper_class):
-            found.append(env)
-        env = env.venv
-    return found
+    return [layer for layer in _layers(env) if isinstance(layer, wrapper_class)]
 
 
 def _normalizers(env: VecEnv) -> list[VecNormalize]:
@@ -361,11 +436,13 @@ def _set_statistics(normalizer: VecNormalize, stored: dict[str, Any]) -> None:
 def _random_states(model: "SimpleDDPG") -> dict[str, Any]:
     assert model.env is not None
     environments, unknown = _environment_states(model.env)
+    missing = "is not in the checkpoint, since it {}: a resumed run will not equal the uninterrupted one there."
     if unknown:
-        model.logger.warn(
-            f"The random state of environment {', '.join(map(str, unknown))} is not in the checkpoint, since it has no "
-            "np_random of Gymnasium: a resumed run will not equal the uninterrupted one there."
-        )
+        names = ", ".join(map(str, unknown))
+        _say_once(model, f"The random state of environment {names} {missing.format('has no np_random of Gymnasium')}")
+    streams, stateless = stored_streams(model.env)
+    if stateless:
+        _say_once(model, f"The random state of {', '.join(stateless)} {missing.format('cannot be read')}")
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -373,48 +450,72 @@ def _random_states(model: "SimpleDDPG") -> dict[str, Any]:
         "cuda": [state.numpy() for state in th.cuda.get_rng_state_all()] if model.device.type == "cuda" else [],
         "action_space": model.action_space.np_random.bit_generator.state,
         "environments": environments,
-        "generators": {name: found.bit_generator.state for name, found in _generators(model.env).items()},
-        "seeds": model.env.unwrapped._seeds,  # given, and to be used at the next reset
+        "streams": streams,
+        "seeds": [vars(layer).get("_seeds") for layer in _layers(model.env)],  # given, for the next reset
     }
 
 
-def _set_random_states(model: "SimpleDDPG", states: dict[str, Any]) -> None:
+def _set_random_states(model: "SimpleDDPG", states: dict[str, Any]) -> list[str]:
+    """The places of the streams that were not restored."""
     assert model.env is not None
     for index, state in enumerate(states["environments"]):
         if state is not None:
-            generator = np.random.Generator(getattr(np.random, state["bit_generator"])())
-            generator.bit_generator.state = state
-            model.env.set_attr("np_random", generator, indices=index)
-    for name, generator in _generators(model.env).items():
+            _set_np_random(model.env, index, state)
+    lost = restore_streams(model.env, states["streams"]) if "streams" in states else []
+    for name, generator in _generators_of_format_1(model.env).items() if "generators" in states else ():
         if name in states["generators"]:
             generator.bit_generator.state = states["generators"][name]
     model.action_space.np_random.bit_generator.state = states["action_space"]
-    model.env.unwrapped._seeds = states["seeds"]
+    layers = _layers(model.env)
+    if "generators" in states:  # format 1
+        layers[-1]._seeds = states["seeds"]
+    else:
+        for layer, seeds in zip(layers, states["seeds"], strict=False):
+            if seeds is not None:
+                layer._seeds = seeds
     if states["cuda"] and model.device.type == "cuda":
         th.cuda.set_rng_state_all([th.from_numpy(state) for state in states["cuda"]])
     th.set_rng_state(th.from_numpy(states["torch"]))
     np.random.set_state(tuple(states["numpy"]))
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
+    return lost
+
+
+def _layers(env: VecEnv) -> list[VecEnv]:
+    """The vectorised environment and all in it, the outermost first; some wrappers hold what is not one of SB3's."""
+    layers = [env]
+    while isinstance(inner := vars(layers[-1]).get("venv"), VecEnv):
+        layers.append(inner)
+    return layers
+
+
+def _set_np_random(env: VecEnv, index: int, state: dict[str, Any]) -> None:
+    """In the generator that is there, which may have another name too, where it is in this process."""
+    with contextlib.suppress(Exception):  # another algorithm, or no generator yet
+        env.get_attr("np_random", indices=index)[0].bit_generator.state = state
+    if _np_random_state(env, index) != state:
+        generator = np.random.Generator(getattr(np.random, state["bit_generator"])())
+        generator.bit_generator.state = state
+        env.set_attr("np_random", generator, indices=index)
+
+
+def _np_random_state(env: VecEnv, index: int) -> Any:  # noqa: ANN401 - whatever NumPy calls a state
+    """None where there is none; VecEnvs of other makers raise or return what they like."""
+    with contextlib.suppress(Exception):
+        generator = env.get_attr("np_random", indices=index)[0]
+        return generator.bit_generator.state if isinstance(generator, np.random.Generator) else None
+    return None
 
 
 def _environment_states(env: VecEnv) -> tuple[list[Any], list[int]]:
     """The state of each environment's `np_random`, None where there is none, and the indices of those."""
-    states: list[Any] = []
-    for index in range(env.num_envs):
-        state = None
-        with contextlib.suppress(AttributeError):
-            state = env.get_attr("np_random", indices=index)[0].bit_generator.state
-        states.append(state)
+    states = [_np_random_state(env, index) for index in range(env.num_envs)]
     return states, [index for index, state in enumerate(states) if state is None]
 
 
-def _generators(env: VecEnv) -> dict[str, np.random.Generator]:
-    """
-    What environments of this process draw from beside `np_random`: spaces, and generators of their own.
-
-    Those in another process are out of reach.
-    """
+def _generators_of_format_1(env: VecEnv) -> dict[str, np.random.Generator]:
+    """What was stored of the environments of this process beside `np_random`: spaces, and generators as attributes."""
     inner = env.unwrapped
     found: dict[str, np.random.Generator] = {}
     for index, one in enumerate(inner.envs if isinstance(inner, DummyVecEnv) else []):
@@ -436,6 +537,12 @@ def _leaves(space: gym.Space[Any]) -> list[gym.Space[Any]]:
     if parts is None:
         return [space]
     return [leaf for part in (parts.values() if isinstance(parts, dict) else parts) for leaf in _leaves(part)]
+
+
+def _say_once(model: "SimpleDDPG", sentence: str) -> None:
+    if sentence not in model._said:
+        model._said |= {sentence}
+        model.logger.warn(sentence)
 
 
 def _check_at_least_one(name: str, value: int) -> None:

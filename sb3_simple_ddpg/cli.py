@@ -14,12 +14,12 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 import tyro
@@ -28,8 +28,8 @@ from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, S
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_simple_ddpg import checks, presets, runs
-from sb3_simple_ddpg.algorithms import assign, take_normalize
+from sb3_simple_ddpg import checks, folder_lock, mistakes, presets, runs
+from sb3_simple_ddpg.algorithms import assign, env_kwargs_from, take_normalize
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
 from sb3_simple_ddpg.q_bias import QBiasCallback
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -44,6 +44,7 @@ Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 
 def train(
     env: str = "Pendulum-v1",
+    env_kwargs: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
     episodes: int | None = None,
     timesteps: int | None = None,
     seed: int = 0,
@@ -67,6 +68,8 @@ def train(
     Train on an environment, then evaluate; by default DDPG on Pendulum-v1 for 100 episodes.
 
     :param env: name of a registered environment; package.module:Name-v0 imports the module first
+    :param env_kwargs: an argument of the environment's constructor, such as goal_velocity=0.1, or
+        max_episode_steps=500; may be repeated
     :param episodes: number of episodes in all environments together; 100 where no timesteps are given
     :param timesteps: number of timesteps, instead of episodes
     :param seed: of everything that is random
@@ -74,10 +77,11 @@ def train(
         environment's own, where there is one
     :param n_envs: number of environments side by side
     :param vec_env: all environments in this process, or each in its own
-    :param wrapper: import paths of wrappers for each environment, the innermost first
+    :param wrapper: wrappers of each environment, module:Name, the innermost first
     :param normalize: wrap the environments in VecNormalize
-    :param set: an argument of SimpleDDPG, such as gamma=0.98 or policy_kwargs.net_arch=[64,64], or
-        normalize_observations=True, which is --normalize for observations alone; may be repeated
+    :param set: an argument of SimpleDDPG, such as gamma=0.98, policy_kwargs.net_arch=[64,64] or
+        replay_buffer_class=HerReplayBuffer (a class of your own: module:Name), or normalize_observations=True, which is
+        --normalize for observations alone; may be repeated
     :param out: folder to write; runs/<env>-<date-time> without it
     :param overwrite: replace the run in a folder that is not empty
     :param device: auto, cpu, cuda
@@ -98,8 +102,9 @@ def train(
         _assign(arguments, assignment)
     observations = take_normalize(arguments)
     settings = runs.EnvSettings(
-        env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize, observations
-    )
+        env, wrapper, _at_least_one("n-envs", n_envs), vec_env == "subproc", normalize, observations,
+        _env_kwargs(env_kwargs, env),
+    )  # fmt: skip
     timesteps, max_episodes = _budget(settings, episodes, timesteps)
     if eval_episodes < 0:
         raise ValueError(f"--eval-episodes must be at least 0, got {eval_episodes}.")
@@ -110,14 +115,17 @@ def train(
     monitor = settings.make()
     training_env = settings.normalized(monitor, arguments.get("gamma", 0.99))
     arguments = {"policy": runs.policy_for(training_env.observation_space), **arguments, "seed": seed, "device": device}
-    model = SimpleDDPG(env=training_env, **arguments)
+    with mistakes.settings_refused(arguments):
+        model = SimpleDDPG(env=training_env, **arguments)
+
+    random_return = settings.random_return(seed)
 
     # Every setting is accepted; from here on files are written.
+    try:
+        folder_lock.claim(folder, model)
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written: {error}.") from error
     _prepare_folder(folder)
-    monitor.results_writer = _PatientResults(
-        str(folder / runs.MONITOR), header={"t_start": monitor.t_start, "env_id": env}
-    )
-    random_return = settings.random_return(seed)
     runs.write_config(
         folder,
         settings,
@@ -131,12 +139,15 @@ def train(
         tensorboard=tensorboard,
         checkpoint_every=checkpoint_every,
     )
-    model.set_logger(_logger(folder, progress, tensorboard))
     budget = f"{max_episodes} episodes" if max_episodes else f"{timesteps} timesteps"
     print(f"Training on {env} for {budget}, seed {seed}, preset {preset_name!r}. Ctrl-C saves and stops.")
     for sentence in checks.advice(model):
         print(f"Advice: {sentence}")
 
+    model.set_logger(_logger(folder, progress, tensorboard))
+    monitor.results_writer = _PatientResults(
+        str(folder / runs.MONITOR), header={"t_start": monitor.t_start, "env_id": env}
+    )
     return _learn(model, folder, timesteps, progress, eval_episodes)
 
 
@@ -150,8 +161,9 @@ def _resume(folder: Path, eval_episodes: int, progress: bool) -> int:
         model = SimpleDDPG.resume(folder / runs.CHECKPOINTS, training_env)
     except CheckpointError as error:
         raise ValueError(f"{error} Checkpoints are written by `simple-ddpg train --checkpoint-every N`.") from error
+    folder_lock.claim(folder, model)
     runs.keep_until(folder, model._episode_num, model.num_timesteps)
-    for name in (runs.ERROR, runs.DIAGNOSIS):
+    for name in (runs.ERROR, runs.DIAGNOSIS, runs.EVALUATION):
         (folder / name).unlink(missing_ok=True)
     monitor.results_writer = _PatientResults(str(folder / runs.MONITOR), override_existing=False)
     with (folder / runs.MONITOR).open() as file:
@@ -192,29 +204,42 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
         training_env.save(str(folder / runs.NORMALIZER))
     training_env.close()
     model.logger.close()
+    folder_lock.let_go(model, folder)
     if model._episode_num:
         try:
             _save_figure([folder], [settings.env_id], folder / runs.PICTURE, config["random_return"])
-        except (OSError, ValueError) as error:  # on a full disk there are no returns to draw, or no place for them
+        except Exception as error:  # on a full disk there are no returns to draw, or no place for them
+            if not mistakes.is_said_to_user(error):
+                traceback.print_exception(error)
             print(f"No picture could be drawn: {error}", file=sys.stderr)
     if interrupted or failure:
         print(f"Saved what there is in {folder}.")
         if config["checkpoint_every"]:
             print(f"To go on from the newest checkpoint: simple-ddpg train --resume {folder}")
     if failure:
+        if not mistakes.is_said_to_user(failure):
+            traceback.print_exception(failure)
         notes = " ".join(getattr(failure, "__notes__", []))
         print(f"error: {type(failure).__name__}: {failure} {notes}", file=sys.stderr)
         return 1
     if interrupted:
         return 130
     if eval_episodes:
-        _print_evaluation(runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000))
+        returns = runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000)
+        _print_evaluation(returns)
+        found = {"mean_return": float(np.mean(returns)), "success_rate": returns.success_rate, "returns": returns}
+        with contextlib.suppress(OSError):  # on a full disk it was printed, at least
+            (folder / runs.EVALUATION).write_text(json.dumps(found) + "\n", "utf-8")
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 
 
 def evaluate(
-    run: tyro.conf.Positional[Path], episodes: int = 100, seed: int = 10_000, video: Path | None = None
+    run: tyro.conf.Positional[Path],
+    episodes: int = 100,
+    seed: int = 10_000,
+    video: Path | None = None,
+    env_kwargs: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
 ) -> int:
     """
     Play deterministic episodes with the model of a run.
@@ -223,15 +248,17 @@ def evaluate(
     :param episodes: number of episodes
     :param seed: of the environments
     :param video: film of the first episode to write, .gif or .mp4; no display is needed
+    :param env_kwargs: an argument of the environment, where it shall be another than in training; may be repeated
     :return: exit status
     """
+    of_env = _env_kwargs(env_kwargs, runs.read_config(run)["env"].env_id)
     if video is not None:
         from sb3_simple_ddpg.video import film_run
 
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a display, also where none is needed
-        frames = film_run(run, video, seed)
+        frames = film_run(run, video, seed, of_env)
         print(f"Wrote {video}, {frames} timesteps, {video.stat().st_size} bytes.")
-    _print_evaluation(runs.evaluate_run(run, episodes, seed))
+    _print_evaluation(runs.evaluate_run(run, episodes, seed, of_env))
     return 0
 
 
@@ -346,6 +373,7 @@ def export(run: tyro.conf.Positional[Path], to: Path) -> int:
 
 def compare(
     env: tuple[str, ...] = (),
+    env_kwargs: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
     algorithms: tuple[str, ...] = (),
     seeds: int | None = None,
     first_seed: int | None = None,
@@ -359,7 +387,7 @@ def compare(
     jobs: int | None = None,
     ray_address: str | None = None,
     threshold: tuple[str, ...] = (),
-    margin: float | None = None,
+    margin: tuple[str, ...] = (),
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -369,6 +397,7 @@ def compare(
     Compare algorithms honestly: many seeds, the same budget, evaluation apart from training, intervals.
 
     :param env: environments, each for all algorithms; Pendulum-v1 without it
+    :param env_kwargs: an argument of every environment, as for train, or environment.name=value; may be repeated
     :param algorithms: simple_ddpg, ddpg, td3, sac, tqc, crossq, or name=module:Class; simple_ddpg ddpg without it. The
         others are compared with the first
     :param seeds: number of runs of each algorithm in each environment, at least 2; 10 without it
@@ -377,7 +406,7 @@ def compare(
     :param set: an argument of an algorithm, such as td3.gamma=0.98, or of all, such as all.action_noise=0.1 or
         "action_noise=OrnsteinUhlenbeck(0.5)"; may be repeated
     :param preset: of every SimpleDDPG, or algorithm=preset: default, article, lillicrap2015, fujimoto2018, pendulum,
-        rl-zoo; without it each algorithm's own defaults
+        robust or rl-zoo; without it each algorithm's own defaults
     :param eval_every: timesteps between evaluations; a twentieth of a run without it
     :param eval_episodes: deterministic episodes in each evaluation; 10 without it
     :param threads: PyTorch's threads in each run; 1 without it
@@ -385,8 +414,8 @@ def compare(
     :param jobs: runs at a time; as many as there are cores without it
     :param ray_address: of a running Ray cluster; without it one is started here
     :param threshold: the return that solves the environment, or environment=return; without it Gymnasium's
-    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent;
-        0.1 without it
+    :param margin: means closer than this share of the distance from random actions to the threshold are equivalent,
+        or closer than environment=return; 0.1 without it
     :param out: folder to write; runs/compare-<date-time> without it
     :param resume: go on with the comparison in --out and its settings; seeds, algorithms, environments may be added
     :param overwrite: replace the comparison in a folder that is not empty
@@ -401,8 +430,8 @@ def compare(
         raise ValueError("--resume needs --out, the folder that a comparison was begun in, and no --overwrite.")
     folder = out if resume and out is not None else _choose_folder(out, "compare", overwrite)
     request = comparison.Request(
-        env, algorithms, seeds, first_seed, timesteps, tuple(itertools.chain(*set)), preset, eval_every, eval_episodes,
-        threads, threshold, margin,
+        env, tuple(itertools.chain(*env_kwargs)), algorithms, seeds, first_seed, timesteps,
+        tuple(itertools.chain(*set)), preset, eval_every, eval_episodes, threads, threshold, margin,
     )  # fmt: skip
     if overwrite and folder.is_dir():
         with experiment_folder.locked(folder):
@@ -417,6 +446,7 @@ def compare(
 
 def diagnose(
     what: tyro.conf.Positional[str],
+    env_kwargs: tyro.conf.UseAppendAction[tuple[Assignments, ...]] = (),
     preset: str | None = None,
     n_envs: int = 1,
     wrapper: tuple[str, ...] = (),
@@ -430,6 +460,7 @@ def diagnose(
 
     :param what: folder that `simple-ddpg train` wrote, whose agent plays; or the name of an environment, in which an
         agent that is yet to be trained takes random actions
+    :param env_kwargs: an argument of the environment, as for train
     :param preset: of the agent to be trained, as for train
     :param n_envs: number of environments side by side, as for train
     :param wrapper: of each environment, as for train
@@ -459,14 +490,18 @@ def diagnose(
             _assign(arguments, assignment)
         try:
             settings = runs.EnvSettings(
-                what, wrapper, _at_least_one("n-envs", n_envs), False, normalize, take_normalize(arguments)
-            )
+                what, wrapper, _at_least_one("n-envs", n_envs), False, normalize, take_normalize(arguments),
+                _env_kwargs(env_kwargs, what),
+            )  # fmt: skip
             env: VecEnv = settings.make()
         except ValueError as error:
+            if not mistakes.is_said_to_user(error):
+                raise
             raise ValueError(f"{what!r} is neither the folder of a run nor an environment. {error}") from error
         env = settings.normalized(env, arguments.get("gamma", 0.99))
         arguments = {"policy": runs.policy_for(env.observation_space), **arguments}
-        model = SimpleDDPG(env=env, **{**arguments, "seed": seed, "device": "cpu", "buffer_size": runs.SAMPLE})
+        with mistakes.settings_refused(arguments):
+            model = SimpleDDPG(env=env, **{**arguments, "seed": seed, "device": "cpu", "buffer_size": runs.SAMPLE})
     runs.fill_buffer(model, runs.SAMPLE, episodes=10, random=not folder.is_dir())
     findings = find_faults(model, arguments.get("buffer_size", 1_000_000))
     assert model.env is not None
@@ -480,8 +515,8 @@ def diagnose(
 def main(args: list[str] | None = None) -> int:
     """
     :param args: of the command line; None takes the process's own
-    :return: exit status: 0 for success, 1 when training failed or a diagnosis found something, 2 for a mistake of the
-        user's, 130 after Ctrl-C
+    :return: exit status: 0 for success, 1 when a diagnosis found something or anything failed that is no mistake in the
+        options, 2 for such a mistake, 130 after Ctrl-C
     """
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
@@ -499,13 +534,20 @@ def main(args: list[str] | None = None) -> int:
             description="Deep Deterministic Policy Gradient, to run and to read.",
             args=args,
         )
-    except (ValueError, TypeError, NotImplementedError, gym.error.Error, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    except Exception as error:
+        if mistakes.is_said_to_user(error):
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        traceback.print_exception(error)
+        print(f"error: {type(error).__name__}: {error} {_BUG}", file=sys.stderr)
+        return 1
     return status
+
+
+_BUG = "No option is to blame: the traceback says whether the environment is, or a class of yours, or sb3-simple-ddpg."
 
 
 def _refuse_other_options(command: Callable[..., int], given: dict[str, Any], allowed: tuple[str, ...]) -> None:
@@ -574,7 +616,8 @@ class _ReturnsProgressBar(ProgressBarCallback):
     def _on_rollout_end(self) -> None:
         returns = [episode["r"] for episode in self.model.ep_info_buffer or []]
         if returns:
-            self.pbar.set_description(f"mean return {np.mean(returns[-10:]):.1f}", refresh=False)
+            newest = returns[-10:]
+            self.pbar.set_description(f"mean return {np.mean(newest):z.{runs.digits_of(newest)}f}", refresh=False)
 
 
 def _budget(env: runs.EnvSettings, episodes: int | None, timesteps: int | None) -> tuple[int, int | None]:
@@ -584,12 +627,16 @@ def _budget(env: runs.EnvSettings, episodes: int | None, timesteps: int | None) 
     if timesteps is not None:
         return _at_least_one("timesteps", timesteps), None
     episodes = _at_least_one("episodes", 100 if episodes is None else episodes)
-    one = runs.EnvSettings(env.env_id).make_one()  # without wrappers, which may hide what was registered
+    one = replace(env, wrappers=()).make_one()  # wrappers may hide what was registered
     spec = one.spec
     one.close()
     if spec is None or spec.max_episode_steps is None:
         raise ValueError(f"{env.env_id} sets no limit to an episode, so episodes cannot be planned: give --timesteps.")
     return episodes * spec.max_episode_steps, episodes
+
+
+def _env_kwargs(typed: Iterable[tuple[str, ...]], env_id: str) -> dict[str, Any]:
+    return env_kwargs_from(itertools.chain(*typed), [env_id])[env_id]
 
 
 def _assign(arguments: dict[str, Any], assignment: str) -> None:
@@ -644,16 +691,20 @@ def _save_figure(folders: list[Path], labels: list[str], path: Path, random_retu
     matplotlib.pyplot.close(figure)
 
 
-def _print_evaluation(returns: list[float]) -> None:
+def _print_evaluation(returns: runs.Returns) -> None:
+    digits = runs.digits_of(returns)
+    rate = returns.success_rate
     print(
-        f"Evaluation over {len(returns)} deterministic episodes: mean return {np.mean(returns):.1f}, "
-        f"standard deviation {np.std(returns):.1f}"
+        f"Evaluation over {len(returns)} deterministic episodes: mean return {np.mean(returns):z.{digits}f}, "
+        f"standard deviation {np.std(returns):.{digits}f}" + ("" if rate is None else f", success rate {rate:.2f}")
     )
 
 
 def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from sb3_simple_ddpg.diagnosis import cure_first
 
     if not findings:
         print(f"Nothing wrong was found with {what} in {timesteps} timesteps.")
@@ -665,6 +716,8 @@ def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> Non
         table.add_row(finding.fault, finding.measured, finding.why, finding.cure)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table, markup=False, highlight=False)
+    if first := cure_first(findings):
+        print(first)
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sb3_simple_ddpg import comparison_report as report
 from sb3_simple_ddpg import experiment_folder, statistics
-from sb3_simple_ddpg.algorithms import find_algorithms, settings_from
+from sb3_simple_ddpg.algorithms import env_kwargs_from, find_algorithms, settings_from
 from sb3_simple_ddpg.experiment import Experiment, run_experiment
 from sb3_simple_ddpg.experiment_display import Display
 from sb3_simple_ddpg.statistics import Array, Interval
@@ -29,6 +29,10 @@ THRESHOLDS: Final[dict[str, tuple[float, str]]] = {
 }
 
 
+#: Where no `--margin` was typed: of the distance from random actions to the threshold.
+SHARE: Final = 0.1
+
+
 @dataclass(frozen=True)
 class Request:
     """
@@ -38,6 +42,7 @@ class Request:
     """
 
     env: tuple[str, ...] = ()
+    env_kwargs: tuple[str, ...] = ()
     algorithms: tuple[str, ...] = ()
     seeds: int | None = None
     first_seed: int | None = None
@@ -48,15 +53,16 @@ class Request:
     eval_episodes: int | None = None
     threads: int | None = None
     threshold: tuple[str, ...] = ()
-    margin: float | None = None
+    margin: tuple[str, ...] = ()
 
     def over(self, other: "Request") -> "Request":
         """
         :param other: an earlier request, or the defaults
-        :return: this one, with the other's where this one says nothing; settings and presets follow the other's
+        :return: this one, with the other's where this one says nothing; settings, presets, margins and
+            arguments of the environment follow the other's
         """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in ("settings", "preset"):
+        for name in ("settings", "preset", "env_kwargs", "margin"):
             values[name] = tuple(dict.fromkeys([*getattr(other, name), *values[name]]))
         return Request(
             **{name: getattr(other, name) if value in (None, ()) else value for name, value in values.items()}
@@ -71,7 +77,6 @@ DEFAULTS = Request(
     timesteps=20_000,
     eval_episodes=10,
     threads=1,
-    margin=0.1,
 )
 
 
@@ -100,28 +105,33 @@ def compare(
     :return: exit status: 0, or 1 when a run failed
     :raises ValueError: for anything that cannot work, before any run starts
     """
-    if resume:
-        request = request.over(Request(**_tuples(experiment_folder.read_plan(folder).get("request", {}))))
-    request = request.over(DEFAULTS)
+    stored = experiment_folder.read_plan(folder) if resume else {}
+    begun = _read_request(folder, stored).over(DEFAULTS)
+    request = request.over(begun)
     assert request.seeds is not None
     assert request.first_seed is not None
     assert request.timesteps is not None
     assert request.eval_episodes is not None
     assert request.threads is not None
-    assert request.margin is not None
     if request.seeds < 2:
         raise ValueError(
             f"--seeds must be at least 2, got {request.seeds}: one run says nothing about the spread, so there is no "
             "interval. Ten is a good number."
         )
-    if not 0 < request.margin < math.inf:
-        raise ValueError(f"--margin must be above 0, got {request.margin}: 0.1 for example.")
     thresholds = _thresholds(request)
-    find_algorithms(request.algorithms)  # a mistake in a name shows before the environments are made
+    _read_margins(request)  # a mistake shows before the environments are made
+    find_algorithms(request.algorithms)  # so does a mistake in a name
 
     cluster = {"engine": engine, "ray_address": ray_address} if engine != "local" else {}
     command = _command(request, folder, **cluster, jobs=jobs)
     display = Display(console, live)
+
+    def notes(plan: Mapping[str, Any]) -> dict[str, Any]:
+        margins = _margins(request, thresholds, plan["random_returns"])
+        if stored:
+            margins |= _margins_as_begun(stored, begun, request)
+        return {"request": asdict(request), "command": command, "margins": margins}
+
     with display.shown():
         experiment = run_experiment(
             request.algorithms,
@@ -129,6 +139,7 @@ def compare(
             range(request.first_seed, request.first_seed + request.seeds),
             request.timesteps,
             settings=lambda algorithms, env_id: settings_from(algorithms, request.settings, request.preset, env_id),
+            env_kwargs=env_kwargs_from(request.env_kwargs, request.env),
             eval_every=request.eval_every,
             eval_episodes=request.eval_episodes,
             threads=request.threads,
@@ -137,11 +148,11 @@ def compare(
             ray_address=ray_address,
             folder=folder,
             resume=resume,
-            notes={"request": asdict(request), "command": command},
+            notes=notes,
             watcher=display,
         )
     with experiment_folder.locked(folder):
-        summary = summarise(experiment, thresholds, request.margin)
+        summary = summarise(experiment, thresholds)
         report.write_summary(folder, experiment, summary)
     report.print_summary(console, summary, experiment)
     for failure in experiment.failures:
@@ -153,8 +164,16 @@ def compare(
     return 1 if experiment.failures else 0
 
 
-def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+def _read_request(folder: Path, plan: Mapping[str, Any]) -> Request:
+    """What was typed when a comparison was begun."""
+    stored = dict(plan.get("request", {}))
+    stored = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    if isinstance(stored.get("margin"), int | float):  # of before a margin could be a return
+        stored["margin"] = (str(stored["margin"]),)
+    try:
+        return Request(**stored)
+    except TypeError as error:
+        raise ValueError(f"{folder} was begun by another version of this package ({error}): use that one.") from error
 
 
 def _command(request: Request, folder: Path, **others: object) -> str:
@@ -196,35 +215,100 @@ def _thresholds(request: Request) -> dict[str, tuple[float | None, str]]:
     return found
 
 
-def summarise(
-    experiment: Experiment, thresholds: Mapping[str, tuple[float | None, str]], margin: float = 0.1
-) -> dict[str, Any]:
+def _read_margins(request: Request) -> tuple[float, dict[str, float]]:
+    """The share of the distance from random actions to the threshold, and the returns of single environments."""
+    share, returns = SHARE, {}
+    for text in request.margin:
+        env_id, separator, number = text.rpartition("=")
+        if separator and env_id not in request.env:
+            raise ValueError(f"--margin {text}: {env_id!r} takes no part in this comparison.")
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise ValueError(f"--margin takes a share, or environment=return, got {text!r}.") from error
+        if not 0 < value < math.inf:
+            raise ValueError(f"--margin must be above 0, got {text}: 0.1 for example.")
+        if separator:
+            returns[env_id] = value
+        else:
+            share = value
+    return share, returns
+
+
+def _margins(
+    request: Request,
+    thresholds: Mapping[str, tuple[float | None, str]],
+    random_returns: Mapping[str, float | None],
+) -> dict[str, float | None]:
     """
-    :param experiment: its records
+    For each environment the difference of means that does not matter, in the unit of its returns; None: nobody said.
+
+    It depends on nothing that the runs will give: a margin chosen from the data would show whatever one likes.
+    """
+    share, found = _read_margins(request)
+    margins: dict[str, float | None] = {}
+    for env_id in request.env:
+        low, high = random_returns.get(env_id), thresholds.get(env_id, (None, ""))[0]
+        margins[env_id] = found.get(env_id)
+        if env_id not in found and low is not None and high is not None and low < high:
+            margins[env_id] = share * (high - low)
+    return margins
+
+
+def _margins_as_begun(stored: Mapping[str, Any], begun: Request, request: Request) -> dict[str, float | None]:
+    """
+    :param stored: the plan of a comparison that was begun
+    :param begun: what was typed then
+    :param request: what has been typed then and now
+    :return: the margins that it was begun with
+    :raises ValueError: for another margin
+    """
+    thresholds = _thresholds(begun)
+    random_returns = stored.get("random_returns", {})
+    then = _margins(begun, thresholds, random_returns)
+    then |= stored.get("margins", {})  # folders of before they were recorded have none
+    if request.margin != begun.margin:
+        now = _margins(request, thresholds, random_returns)
+        for env_id, margin in then.items():
+            if now.get(env_id) != margin:
+                raise ValueError(
+                    f"The margin of {env_id} was {margin} when the comparison was begun and is now {now.get(env_id)}: "
+                    "it must be fixed before the runs. Leave out --margin, or begin another comparison with --out."
+                )
+    return then
+
+
+def summarise(experiment: Experiment, thresholds: Mapping[str, tuple[float | None, str]]) -> dict[str, Any]:
+    """
+    :param experiment: its records; `margins` in its plan are, by environment, differences of the mean that count as
+        none, or None. A plan without them gets a tenth of the distance between random actions and the threshold
     :param thresholds: by environment, the return at which it counts as solved, or None, and its source
-    :param margin: differences of the mean below this share of the range between random actions and the threshold count
-        as equivalent
     :return: `environments`, `aggregate`, `sentences`, ...: everything that the summary says
     """
+    plan = experiment.plan
+    margins = plan.get("margins")
+    if margins is None:
+        margins = _margins(Request(env=tuple(plan["env_ids"])), thresholds, plan["random_returns"])
     environments = {}
     samples: dict[str, dict[str, Array]] = {}  # normalised, of the environments that can be
-    for env_id in experiment.plan["env_ids"]:
-        table, normalised = _summarise_environment(experiment, env_id, *thresholds.get(env_id, (None, "none")), margin)
+    for env_id in plan["env_ids"]:
+        threshold, source = thresholds.get(env_id, (None, "none"))
+        table, normalised = _summarise_environment(experiment, env_id, threshold, source, margins.get(env_id))
         environments[env_id] = table
         if normalised is not None:
             samples[env_id] = normalised
-    aggregate = _aggregate(samples, list(experiment.plan["algorithms"])) if len(environments) > 1 else None
+    aggregate = _aggregate(samples, list(plan["algorithms"])) if len(environments) > 1 else None
     summary = {
         "environments": environments,
         "aggregate": aggregate,
-        "margin": margin,
+        "margins": margins,
         "failed": len(experiment.failures),
     }
     return {**summary, "sentences": _sentences(experiment, environments, aggregate)}
 
 
 def _summarise_environment(
-    experiment: Experiment, env_id: str, threshold: float | None, source: str, margin: float
+    experiment: Experiment, env_id: str, threshold: float | None, source: str, margin: float | None
 ) -> tuple[dict[str, Any], dict[str, Array] | None]:
     runs, evaluations = (frame[frame.env_id == env_id] for frame in (experiment.runs, experiment.evaluations))
     names = list(experiment.plan["algorithms"])
@@ -247,9 +331,7 @@ def _summarise_environment(
         rows[name] = _numbers(finals[name], None if normalised is None else normalised[name], own, curves, threshold)
     first = names[0]
     differences = {
-        name: statistics.difference(
-            finals[first], finals[name], margin * (high - random_return) if can_normalise else None
-        )
+        name: statistics.difference(finals[first], finals[name], margin)
         for name in names[1:]
         if min(len(finals[first]), len(finals[name])) > 1
     }
@@ -298,6 +380,8 @@ def _numbers(
     row["area_under_curve"] = statistics.interval(
         [np.array([statistics.area_under_curve(curve.timestep, curve.mean_return) for curve in curves])]
     )
+    if "final_success_rate" in own and own.final_success_rate.notna().all():
+        row["success_rate"] = statistics.interval([own.final_success_rate.to_numpy(float)], statistics.mean)
     row["wall_time_s"] = statistics.interval([own.wall_time_s.to_numpy(float)], statistics.median)
     row["cpu_time_s"] = statistics.interval([own.cpu_time_s.to_numpy(float)], statistics.median)
     if threshold is not None:
@@ -392,5 +476,7 @@ def _verdict(first: str, name: str, row: Mapping[str, Any]) -> str:
             f"too few seeds to tell {first} from {name}: whatever the returns, p cannot fall below "
             f"{row['smallest_p_value']:.2g} in one test. Use more seeds."
         )
-    more = "" if row["margin"] is None else f" That they are the same within {row['margin']:.3g} is not shown either."
+    if row["margin"] is None:
+        return f"no difference between {first} and {name} is shown ({p}). No margin given: equivalence not judged."
+    more = f" That they are the same within {row['margin']:.3g} is not shown either."
     return f"no difference between {first} and {name} is shown ({p}).{more}"

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_simple_ddpg import experiment_folder
+from sb3_simple_ddpg import experiment_folder, runs
 from sb3_simple_ddpg.benchmark_report import markdown
 from sb3_simple_ddpg.experiment import Experiment
 from sb3_simple_ddpg.statistics import Interval
@@ -136,15 +136,14 @@ def text(found: Interval | None, digits: int = 1) -> str:
     if found is None:
         return "-"
     if math.isinf(found.estimate):
-        return "never by most" if math.isinf(found.low) else f"never by most (from {found.low:,.{digits}f})"
-    high = "no bound" if math.isinf(found.high) else f"{found.high:,.{digits}f}"
-    return f"{found.estimate:,.{digits}f} ({found.low:,.{digits}f} to {high})"
+        return "never by most" if math.isinf(found.low) else f"never by most (from {found.low:z,.{digits}f})"
+    high = "no bound" if math.isinf(found.high) else f"{found.high:z,.{digits}f}"
+    return f"{found.estimate:z,.{digits}f} ({found.low:z,.{digits}f} to {high})"
 
 
 def _digits(table: Mapping[str, Any]) -> int:
-    """Enough digits for returns of this size."""
-    sizes = [abs(row["mean"].estimate) for row in table["algorithms"].values() if "mean" in row]
-    return 1 if not sizes or max(sizes) >= 10 else 3
+    rows = [row[name] for row in table["algorithms"].values() for name in ("iqm", "mean") if name in row]
+    return runs.digits_of(number for found in rows for number in (found.estimate, found.low, found.high))
 
 
 def main_table(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -153,22 +152,18 @@ def main_table(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     :return: heads and rows of the table that the terminal shows too
     """
     first, digits = table["reference"], _digits(table)
+    tells = any("success_rate" in row for row in table["algorithms"].values())
     heads = [
-        "algorithm",
-        "runs",
-        "IQM of final return",
-        "mean",
-        "solved",
-        f"{first} better with p.",
-        "p",
-        "training, s",
-    ]
+        "algorithm", "runs", "IQM of final return", "mean", "solved", *(["success rate"] if tells else []),
+        f"{first} better with p.", "p", "training, s",
+    ]  # fmt: skip
     rows = []
     for name, row in table["algorithms"].items():
         against = table["against"].get(name)
         solved = "-" if "solved" not in row else f"{round(row['solved'].estimate * row['runs'])} of {row['runs']}"
         rows.append([
             name, str(row["runs"]), text(row.get("iqm"), digits), text(row.get("mean"), digits), solved,
+            *([text(row.get("success_rate"), 2)] if tells else []),
             "-" if against is None else text(against["improvement"], 2),
             "-" if against is None else f"{against['p_value_holm']:.3g}",
             text(row.get("wall_time_s"), 1),
@@ -258,8 +253,8 @@ def _more_numbers(table: Mapping[str, Any], digits: int, timesteps: int) -> str:
     gap = (
         "Returns are not normalised here: random actions do as well as the threshold, or no episode of theirs ended."
         if between is None
-        else f"The optimality gap is that of returns normalised to 0 at {between[0]:.1f} (random actions) and 1 at "
-        f"{between[1]:.1f} ({table['normalised_source']})."
+        else f"The optimality gap is that of returns normalised to 0 at {between[0]:z.{digits}f} (random actions) and "
+        f"1 at {between[1]:z.{digits}f} ({table['normalised_source']})."
     )
     return (
         f"{_table(heads, rows)}\n\n{said} Times are medians over runs; a run that never got there counts as later than "
@@ -316,6 +311,9 @@ def _aggregate_table(aggregate: Mapping[str, Any]) -> str:
 def _settings(plan: Mapping[str, Any]) -> str:
     parts = []
     for env_id in plan["env_ids"]:
+        if of_env := plan.get("env_kwargs", {}).get(env_id):
+            said = ", ".join(f"`{name}={_value(value)}`" for name, value in of_env.items())
+            parts += [f"{env_id} is made with {said}."]
         different = plan["differing"][env_id]
         if different:
             rows = [
@@ -341,6 +339,10 @@ def _protocol(plan: Mapping[str, Any], summary: Mapping[str, Any], seeds: list[i
     machine = plan["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
     said = ", ".join(map(str, seeds))
+    margins = ", ".join(
+        f"{env_id} {'none given, equivalence not judged' if margin is None else f'{margin:.4g}'}"
+        for env_id, margin in summary["margins"].items()
+    )
     return f"""```
 {plan["command"]}
 ```
@@ -355,6 +357,6 @@ def _protocol(plan: Mapping[str, Any], summary: Mapping[str, Any], seeds: list[i
 - Intervals: 95 %, stratified bootstrap over runs (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264), widened for
   few runs (Hesterberg 2015); shares: Wilson; median times: order statistics. IQM: interquartile mean. p: two-sided
   Mann-Whitney test on the final returns against the first algorithm, Holm-corrected; equivalence: two one-sided Welch
-  tests with a margin of {summary["margin"]:g} of the distance between random actions and the threshold.
+  tests. Margins, fixed before the runs: {margins}.
 - {machine["processor"]}, cores: {machine["cores"]}, {machine["system"]}; {versions}.
 """

@@ -7,8 +7,10 @@ that its constructor knows, lets it build its networks, and loads weights and op
 on the way: the policy class, `policy_kwargs`, the noise, and the flags of the optimizers.
 """
 
+import inspect
 import io
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,7 +24,6 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule, check_for_correct_spaces, get_device
 from stable_baselines3.ddpg import DDPG
@@ -30,6 +31,7 @@ from stable_baselines3.her import HerReplayBuffer
 
 from sb3_simple_ddpg import checks
 from sb3_simple_ddpg.exploration import GaussianNoise, make_action_noise
+from sb3_simple_ddpg.sb3_files import SavedAgent, old_defaults, read_agent
 from sb3_simple_ddpg.simple_ddpg import SelfSimpleDDPG, SimpleDDPG, own_copy
 
 Algorithm = TypeVar("Algorithm", bound=OffPolicyAlgorithm)
@@ -41,7 +43,10 @@ _SHARED = ("env", "_vec_normalize_env", "_logger", "observation_space", "action_
 
 
 def from_sb3(
-    cls: type[SelfSimpleDDPG], model_or_zip: DDPG | str | Path | io.BufferedIOBase, env: GymEnv | None = None
+    cls: type[SelfSimpleDDPG],
+    model_or_zip: DDPG | str | Path | io.BufferedIOBase,
+    env: GymEnv | None = None,
+    custom_objects: dict[str, Any] | None = None,
 ) -> SelfSimpleDDPG:
     """
     Take over a model of SB3's DDPG: weights, optimizer states, replay buffer, counters and settings.
@@ -52,20 +57,23 @@ def from_sb3(
     :param cls: SimpleDDPG or a subclass
     :param model_or_zip: the model, or the path or open file of its zip; a zip holds no replay buffer: it starts empty
     :param env: to learn on with, reset when learning goes on; None keeps the model's own, if it has one, as it stands
+    :param custom_objects: attributes that take the place of the model's; those of a zip are then not read
     :return: the same agent; no random stream has moved and nothing was seeded
     :raises ValueError: for a model that is not SB3's DDPG, or an environment of other spaces
     """
-    state: dict[str, Any] | None
+    state: dict[str, Any]
     parameters: dict[str, Any]
+    untold: list[str] = []
     if not isinstance(model_or_zip, BaseAlgorithm):
-        state, parameters, _ = load_from_zip_file(model_or_zip)
+        saved = read_agent(model_or_zip, custom_objects)
+        state, parameters = saved.attributes, saved.parameters
+        untold = [_default_instead(name, saved) for name in ("learning_rate", "action_noise") if name not in state]
+        state["policy_kwargs"] = old_defaults(state["policy_kwargs"], parameters)
     elif isinstance(model_or_zip, DDPG):
-        state, parameters = vars(model_or_zip), model_or_zip.get_parameters()
+        state, parameters = {**vars(model_or_zip), **(custom_objects or {})}, model_or_zip.get_parameters()
     else:
         name = type(model_or_zip).__name__
         raise ValueError(f"The model must be SB3's DDPG, got {name}: go on with {name}.")
-    if state is None:
-        raise ValueError(f"{model_or_zip} holds no settings: write it with DDPG.save.")
 
     policy_class = _policy_class(DDPG, cls, state.get("policy_class"))
     policy_kwargs = dict(state["policy_kwargs"])
@@ -86,7 +94,7 @@ def from_sb3(
         kept = {key: value for key, value in state["replay_buffer_kwargs"].items() if key not in chosen}
         state |= {"replay_buffer_class": None, "replay_buffer_kwargs": kept}
     if env is not None:
-        env = cls._wrap_env(env, state["verbose"])
+        env = cls._wrap_env(env, state.get("verbose", 0))
         check_for_correct_spaces(env, state["observation_space"], state["action_space"])
         if state.get("replay_buffer") is not None and env.num_envs != state["n_envs"]:
             raise ValueError(
@@ -94,7 +102,22 @@ def from_sb3(
                 "save the model and convert its zip, which starts an empty buffer."
             )
         state |= {"env": env, "n_envs": env.num_envs, "_last_obs": None}
-    return _rebuild(cls, state, parameters)
+    converted = _rebuild(cls, state, parameters)
+    converted._untold = untold
+    return converted
+
+
+def _default_instead(name: str, saved: SavedAgent) -> str:
+    """A sentence for the log on what the zip does not hold; of what cannot be read it warns at once, too."""
+    default = inspect.signature(SimpleDDPG).parameters[name].default
+    unreadable = f" that can be read here ({saved.missing[name]})" if name in saved.missing else ""
+    sentence = (
+        f"The zip holds no {name}{unreadable}: {name}={default}, the default, is used. "
+        f"SimpleDDPG.from_sb3(path, custom_objects={{{name!r}: ...}}) takes yours instead."
+    )
+    if unreadable:
+        warnings.warn(sentence, UserWarning, stacklevel=4)
+    return sentence
 
 
 def to_sb3(model: SimpleDDPG) -> DDPG:
@@ -167,7 +190,7 @@ def _rebuild(algorithm: type[Algorithm], state: dict[str, Any], parameters: dict
         attributes = deepcopy({name: state[name] for name in names}, memo)
         vars(converted).update(attributes, seed=None)  # with a seed, `_setup_model` would seed everything
         converted._setup_model()
-    converted.seed = state["seed"]
+    converted.seed = state.get("seed")
     converted.lr_schedule = attributes.get("lr_schedule", converted.lr_schedule)
     buffer = converted.replay_buffer
     if isinstance(buffer, HerReplayBuffer):

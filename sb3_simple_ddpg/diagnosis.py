@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecTransposeImage, is_vecenv_wrapped
 
 from sb3_simple_ddpg.engines import usable_cores
 from sb3_simple_ddpg.exploration import GaussianNoise, noise_scale
@@ -33,17 +34,26 @@ from sb3_simple_ddpg.q_bias import (
     readable,
     tensors,
 )
+from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 #: Less noise than this share of half the action range explores next to nothing.
 SMALLEST_NOISE: Final = 0.01
-#: Bounds beyond this are seldom what a task needs; Gymnasium's own tasks stay below 3.
-WIDEST_BOUND: Final = 10.0
+#: More noise than this, half the range, ends at the bounds nearly always: it was given in the environment's unit.
+LARGEST_NOISE: Final = 1.0
+#: Different actions that the dtype of the action space can hold between the bounds. Where the bounds lie makes no
+#: difference otherwise: networks and noise work in [-1, 1], and weights come out the same to the last bit.
+FEWEST_ACTIONS: Final = 1_000
 #: Root mean square of an observation's dimension, as the networks see it. The velocities of Pendulum have 4.
 LARGEST_OBSERVATION: Final = 30.0
+#: The same, of the largest dimension.
 SMALLEST_OBSERVATION: Final = 0.01
+#: Standard deviation of a dimension that is not constant. The velocity of MountainCarContinuous has 0.005.
+SMALLEST_CHANGE: Final = 1e-4
+#: What varies less than this, or than this share of its mean, is constant but for rounding.
+_ROUNDING: Final = (1e-8, 1e-6)
 #: Beyond this the tanh has a slope below 0.0002. In the first thousand updates healthy actors often stand at 0.99 for a
 #: while, in nearly every state, and come back; one that is stuck stands closer to 1, with no state left to turn it.
 BOUND: Final = 0.9999
@@ -76,6 +86,7 @@ class Finding:
     :param measured: the same in words
     :param why: it matters
     :param cure: the argument or line to change
+    :param after: other faults that were found and may well be the cause of this one: cure them first, and look again
     """
 
     fault: str
@@ -84,9 +95,11 @@ class Finding:
     measured: str
     why: str
     cure: str
+    after: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.fault}: {self.measured} {self.why} Cure: {self.cure}"
+        first = f" Cure first: {' and '.join(self.after)}." if self.after else ""
+        return f"{self.fault}: {self.measured} {self.why} Cure: {self.cure}{first}"
 
 
 def diagnose(model: "SimpleDDPG", buffer_size: int | None = None) -> list[Finding]:
@@ -94,10 +107,30 @@ def diagnose(model: "SimpleDDPG", buffer_size: int | None = None) -> list[Findin
     :param model: learning, trained or new. What only experience shows (the scale of observations and rewards,
         saturation, Q bias) needs transitions in its replay buffer: call `learn` first, or `simple-ddpg diagnose`
     :param buffer_size: of training, where the model was loaded with another one
-    :return: one finding for each fault, empty for a healthy agent
+    :return: one finding for each fault, in the order in which to cure them; empty for a healthy agent
     """
     patient = _Patient(model, buffer_size)
-    return [finding for find in FAULTS.values() if (finding := find(patient)) is not None]
+    findings = [finding for find in FAULTS.values() if (finding := find(patient)) is not None]
+    found = [finding.fault for finding in findings]
+    return [
+        replace(finding, after=tuple(cause for cause in found if cause in CAUSES.get(finding.fault, ())))
+        for finding in findings
+    ]
+
+
+def cure_first(findings: list[Finding]) -> str:
+    """
+    :param findings: of `diagnose`
+    :return: a sentence on what to cure first; empty where there is no choice
+    """
+    if len(findings) < 2:
+        return ""
+    followers = [finding for finding in findings if finding.after]
+    if not followers:
+        return f"Cure them from the top down, {findings[0].fault} first."
+    causes = list(dict.fromkeys(cause for finding in followers for cause in finding.after))
+    names = " and ".join(finding.fault for finding in followers)
+    return f"Cure first: {' and '.join(causes)}. Then look again: {names} may well be gone."
 
 
 @dataclass(frozen=True)
@@ -126,11 +159,7 @@ class _Patient:
 
 
 def _no_exploration(patient: _Patient) -> Finding | None:
-    noise = patient.model.action_noise
-    if isinstance(noise, GaussianNoise):  # a schedule may well end at 0
-        scale: float | None = max(noise.schedule(remaining) for remaining in (1.0, 0.75, 0.5, 0.25))
-    else:
-        scale = noise_scale(noise)
+    scale = _noise(patient, max)  # a schedule may well end at 0
     if scale is None or scale >= SMALLEST_NOISE:
         return None
     return Finding(
@@ -141,44 +170,116 @@ def _no_exploration(patient: _Patient) -> Finding | None:
     )  # fmt: skip
 
 
+def _too_much_noise(patient: _Patient) -> Finding | None:
+    scale = _noise(patient, min)
+    if scale is None or scale <= LARGEST_NOISE:
+        return None
+    return Finding(
+        "too much noise", scale, "half the action range",
+        f"The action noise has a standard deviation of {scale:g} (1.0 is half the action range, in every environment).",
+        "Nearly every action that is played is at a bound, whatever the actor says.",
+        "action_noise=0.1",
+    )  # fmt: skip
+
+
+def _noise(patient: _Patient, choose: Callable[[list[float]], float]) -> float | None:
+    noise = patient.model.action_noise
+    if isinstance(noise, GaussianNoise):
+        return choose([noise.schedule(remaining) for remaining in (1.0, 0.75, 0.5, 0.25)])
+    return noise_scale(noise)
+
+
 def _action_bounds(patient: _Patient) -> Finding | None:
     space = patient.model.action_space
     assert isinstance(space, spaces.Box)
-    reach = float(max(np.abs(space.low).max(), np.abs(space.high).max()))
-    if reach <= WIDEST_BOUND:
+    with np.errstate(over="ignore"):
+        steps = (space.high - space.low) / np.spacing(np.maximum(np.abs(space.low), np.abs(space.high)))
+    fewest = float(steps.min())
+    if fewest >= FEWEST_ACTIONS:
         return None
-    half = float((space.high - space.low).max()) / 2
+    index = int(steps.argmin())
+    low, high = float(space.low.flat[index]), float(space.high.flat[index])
     return Finding(
-        "action bounds", reach, "the environment's unit",
-        f"The action space reaches to {reach:g}, far from [-1, 1].",
-        f"A noise of 0.1 is a push of {0.1 * half:g} here, and actions that are useful may fill a corner of the range.",
-        "give the environment's action space the bounds that the task needs; where they are right and only the unit is "
-        "large, lower action_noise.",
+        "action bounds", fewest, "different actions",
+        f"Between {low!r} and {high!r}, the bounds of dimension {index}, {space.dtype} has {fewest:g} numbers.",
+        "The environment gets one of these few actions, whatever the actor says.",
+        "env = gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box("
+        "env.action_space.low.astype(np.float64), env.action_space.high.astype(np.float64), dtype=np.float64)), where "
+        "the environment keeps float64; or actions that begin at 0, to which the environment adds the lower bound.",
     )  # fmt: skip
 
 
 def _observation_scale(patient: _Patient) -> Finding | None:
-    model, states = patient.model, patient.states()
+    states = patient.states()
     if states is None:
         return None
-    seen = tensors(model, states)
-    largest = -1.0
-    whole = model.observation_space
-    parts = seen if isinstance(seen, dict) else {"": seen}
-    for key, values in parts.items():
-        space = whole[key] if isinstance(whole, spaces.Dict) else whole
-        if isinstance(space, spaces.Box) and not is_image_space(space):
-            numbers = values.cpu().numpy().astype(np.float64).reshape(len(values), -1)
-            largest = max(largest, float(np.sqrt((numbers**2).mean(axis=0)).max(initial=0.0)))
-    if largest <= 0 or SMALLEST_OBSERVATION <= largest <= LARGEST_OBSERVATION:  # 0: there is nothing to see, on purpose
+    names, size, change = _dimensions(patient, states)
+    largest = float(size.max(initial=0.0))
+    normalizer = patient.model._vec_normalize_env
+    judged = change if normalizer is None or not normalizer.norm_obs else np.zeros(len(change))
+    large, faint = size > LARGEST_OBSERVATION, (judged > 0) & (judged < SMALLEST_CHANGE)
+    if large.any():
+        value, of, unit = largest, large, "as the networks see it"
+        measured = f"a root mean square above {LARGEST_OBSERVATION:g}, up to {largest:.3g}"
+        why = "Networks are built for numbers near 1: first layers start saturated."
+    elif largest < SMALLEST_OBSERVATION and change.any():  # what never changes has nothing to say, on purpose
+        value, of, unit = largest, size > 0, "as the networks see it"
+        measured = f"a root mean square of at most {largest:.3g}"
+        why = "Networks are built for numbers near 1: they can hardly tell one state from another."
+    elif faint.any():
+        value, of, unit = float(judged[faint].min()), faint, "standard deviation"
+        measured = f"a standard deviation below {SMALLEST_CHANGE:g}, down to {value:.3g}"
+        why = "Networks are built for changes near 1: they can hardly tell what these say."
+    else:
         return None
-    what = "first layers start saturated" if largest > 1 else "the networks can hardly tell one state from another"
+    which = [name for name, chosen in zip(names, of, strict=True) if chosen]
+    shown = ", ".join(which[:5]) + (", ..." if len(which) > 5 else "")
+    rewards = _reward_scale(patient)
     return Finding(
-        "observation scale", largest, "as the networks see it",
-        f"The largest dimension of the observations has a root mean square of {largest:.3g}.",
-        f"Networks are built for numbers near 1: {what}.",
-        "env = VecNormalize(env, norm_reward=False), or --normalize for simple-ddpg train.",
+        "observation scale", value, unit,
+        f"{len(which)} of {len(names)} dimensions of the observations ({shown}) have {measured}.", why,
+        _normalized(patient, scale_rewards=rewards is not None and rewards.value > LARGEST_REWARD),
     )  # fmt: skip
+
+
+def _dimensions(patient: _Patient, states: Any) -> tuple[list[str], Array, Array]:  # noqa: ANN401 - of any space
+    """
+    Of every dimension that is a number, as the networks see it: its name, root mean square, and standard deviation (0
+    for what is constant but for rounding).
+    """
+    seen = tensors(patient.model, states)
+    names: list[str] = []
+    size, change = [np.zeros(0)], [np.zeros(0)]
+    for key in _keys_of_numbers(patient.model.observation_space):
+        numbers = seen if key is None else seen[key]
+        numbers = numbers.cpu().numpy().astype(np.float64).reshape(len(numbers), -1)
+        names += [f"{index}" if key is None else f"{key!r} {index}" for index in range(numbers.shape[1])]
+        size.append(np.sqrt((numbers**2).mean(axis=0)))
+        deviation = numbers.std(axis=0)
+        least, share = _ROUNDING
+        varies = deviation > np.maximum(least, share * np.abs(numbers.mean(axis=0)))
+        change.append(np.where(varies, deviation, 0.0))
+    return names, np.concatenate(size), np.concatenate(change)
+
+
+def _keys_of_numbers(space: spaces.Space[Any]) -> list[str | None]:
+    """Keys of what is neither an image nor one-hot; None for an observation without keys."""
+    parts = space.spaces if isinstance(space, spaces.Dict) else {None: space}
+    return [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
+
+
+def _normalized(patient: _Patient, scale_rewards: bool) -> str:
+    """The line that puts VecNormalize around the environments."""
+    model = patient.model
+    env, arguments = "env", [] if scale_rewards else ["norm_reward=False"]
+    if model.env is not None and isinstance(model.env.unwrapped, QuickDummyVecEnv):
+        env = "DummyVecEnv([lambda: env])"
+    if isinstance(model.observation_space, spaces.Dict):
+        arguments.append(f"norm_obs_keys={_keys_of_numbers(model.observation_space)}")
+        if model.env is not None and is_vecenv_wrapped(model.env, VecTransposeImage):
+            env = f"VecTransposeImage({env})"
+    line = f"env = VecNormalize({', '.join([env, *arguments])}), or --normalize for simple-ddpg train"
+    return f"{line}; rewards are scaled by it too." if scale_rewards else f"{line}."
 
 
 def _saturation(patient: _Patient) -> Finding | None:
@@ -199,7 +300,7 @@ def _saturation(patient: _Patient) -> Finding | None:
         "the states.",
         "There the tanh is flat and passes no gradient, so the actor stays as it is.",
         "train anew with policy_kwargs=dict(last_layer_init=3e-3) and a smaller learning_rate for the actor: "
-        "learning_rate=3e-4, critic_learning_rate=1e-3.",
+        "learning_rate=3e-4, critic_learning_rate=1e-3. Where the bound is the best action everywhere, it is no fault.",
     )  # fmt: skip
 
 
@@ -346,16 +447,22 @@ def _memory_bytes() -> int | None:
     return found
 
 
-#: What is looked for, by name, in the order of the report.
+#: What is looked for, by name, in the order in which to cure: what others follow from comes before them.
 FAULTS: Final[dict[str, Callable[[_Patient], Finding | None]]] = {
-    "no exploration": _no_exploration,
-    "action bounds": _action_bounds,
     "observation scale": _observation_scale,
-    "saturation": _saturation,
-    "Q bias": _q_bias,
     "reward scale": _reward_scale,
+    "no exploration": _no_exploration,
+    "too much noise": _too_much_noise,
+    "action bounds": _action_bounds,
     "learning starts": _learning_starts,
     "updates per step": _updates,
+    "saturation": _saturation,
+    "Q bias": _q_bias,
     "buffer memory": _buffer_memory,
     "threads": _threads,
+}
+#: Faults that follow from others: to cure these alone seldom helps.
+CAUSES: Final[dict[str, tuple[str, ...]]] = {
+    "saturation": ("observation scale", "reward scale"),
+    "Q bias": ("observation scale", "reward scale"),
 }

@@ -31,9 +31,10 @@ class Experiment:
     Tidy records: one row for each thing that was observed.
 
     :param episodes: of training: algorithm, env_id, seed, timestep (at its end), episode_return, wall_time_s
-    :param evaluations: algorithm, env_id, seed, timestep, mean_return, episodes, wall_time_s
-    :param runs: algorithm, env_id, seed, timesteps, final_return, wall_time_s, cpu_time_s, ... Seconds are those of
-        training; evaluations are left out.
+    :param evaluations: algorithm, env_id, seed, timestep, mean_return, episodes, wall_time_s, success_rate (NaN where
+        the environment does not tell)
+    :param runs: algorithm, env_id, seed, timesteps, final_return, final_success_rate, wall_time_s, cpu_time_s, ...
+        Seconds are those of training; evaluations are left out.
     :param failures: algorithm, env_id, seed, error (a traceback)
     :param plan: settings, versions, machine, and for each environment the return of random actions
     """
@@ -79,6 +80,7 @@ def run_experiment(
     timesteps: int,
     *,
     settings: Mapping[str, Mapping[str, Any]] | Callable[[list[Algorithm], str], Mapping[str, Any]] | None = None,
+    env_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
     eval_every: int | None = None,
     eval_episodes: int = 10,
     threads: int = 1,
@@ -87,7 +89,7 @@ def run_experiment(
     ray_address: str | None = None,
     folder: Path | None = None,
     resume: bool = False,
-    notes: Mapping[str, Any] | None = None,
+    notes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     watcher: Watcher | None = None,
 ) -> Experiment:
     """
@@ -101,6 +103,7 @@ def run_experiment(
     :param settings: constructor's arguments by the algorithm's name; `action_noise` may be a number or
         `OrnsteinUhlenbeck(...)` for any algorithm. Or a function of the algorithms and the environment's name that
         gives them. The dictionaries are copied for each run
+    :param env_kwargs: arguments of the environments by their names; training and evaluation have the same
     :param eval_every: timesteps between two evaluations; None: a twentieth of the run
     :param eval_episodes: number of deterministic episodes in each evaluation
     :param threads: of PyTorch in each run
@@ -109,7 +112,7 @@ def run_experiment(
     :param ray_address: of a running cluster; None: one is started on this machine
     :param folder: where each run's record is written as it ends, one process at a time; None: nothing is written
     :param resume: go on in a folder that holds a part of this experiment; nothing that is finished is run again
-    :param notes: more entries for the plan
+    :param notes: a function of the plan that gives more entries for it, before any run
     :param watcher: hears of every run
     :return: the records
     :raises ValueError: for anything that cannot work, before any run starts
@@ -121,9 +124,16 @@ def run_experiment(
     _check_numbers(list(env_ids), seeds, timesteps, eval_every, eval_episodes, threads, jobs)
     if ray_address is not None and engine != "ray":
         raise ValueError(f"--ray-address {ray_address} is for --engine ray, got --engine {engine}.")
+    of_env = {env_id: dict((env_kwargs or {}).get(env_id, {})) for env_id in env_ids}
+    for env_id in env_kwargs or {}:
+        if env_id not in of_env:
+            near = checks.did_you_mean(env_id, [*of_env])
+            raise ValueError(f"env_kwargs name {env_id!r}, which takes no part: {near}")
     given = _given_settings(chosen, env_ids, settings)
     effective = {
-        env_id: {each.name: effective_settings(each, env_id, given[env_id][each.name]) for each in chosen}
+        env_id: {
+            each.name: effective_settings(each, env_id, given[env_id][each.name], of_env[env_id]) for each in chosen
+        }
         for env_id in env_ids
     }
     for env_id, by_name in effective.items():
@@ -134,10 +144,11 @@ def run_experiment(
                     f"{name} would not learn in {env_id}: learning_starts={starts} is not below --timesteps "
                     f"{timesteps}. Give more timesteps, or --set {name}.learning_starts=100."
                 )
-    random_returns = {env_id: _random_return(env_id) for env_id in env_ids}
+    random_returns = {env_id: _random_return(env_id, of_env[env_id]) for env_id in env_ids}
     plan: dict[str, Any] = {
         "algorithms": {algorithm.name: algorithm.path for algorithm in chosen},
         "env_ids": list(env_ids),
+        "env_kwargs": of_env,
         "seeds": seeds,
         "timesteps": timesteps,
         "eval_every": eval_every,
@@ -149,11 +160,21 @@ def run_experiment(
         "engine": engine,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": machine(),
-        **(notes or {}),
     }
+    plan |= notes(plan) if notes is not None else {}
     plan = json.loads(json.dumps(plan, default=runs.describe))  # as it will be read again
     todo = [
-        Job(algorithm, given[env_id][algorithm.name], env_id, seed, timesteps, eval_every, eval_episodes, threads)
+        Job(
+            algorithm,
+            given[env_id][algorithm.name],
+            env_id,
+            seed,
+            timesteps,
+            eval_every,
+            eval_episodes,
+            threads,
+            of_env[env_id],
+        )
         # Algorithms take turns, so that a change in the machine's load meets them all.
         for seed in seeds
         for env_id in env_ids
@@ -230,9 +251,9 @@ def _given_settings(
     return found
 
 
-def _random_return(env_id: str) -> float | None:
+def _random_return(env_id: str, env_kwargs: Mapping[str, Any]) -> float | None:
     """Mean return of random actions; None where no episode of theirs ended."""
-    env = runs.EnvSettings(env_id)
+    env = runs.EnvSettings(env_id, kwargs=env_kwargs)
     found = env.random_return(seed=0)
     if found is None:
         one = env.make_one()
@@ -241,7 +262,7 @@ def _random_return(env_id: str) -> float | None:
         if spec is None or spec.max_episode_steps is None:
             raise ValueError(
                 f"{env_id} sets no limit to an episode and no episode of random actions ended within 5,000 timesteps, "
-                "so evaluation might never end: register it with max_episode_steps."
+                "so evaluation might never end: --env-kwargs max_episode_steps=1000, for example."
             )
     return found
 
@@ -305,17 +326,20 @@ def _tidy(records: list[dict[str, Any]], failures: list[dict[str, Any]], plan: d
         key = [record[name] for name in columns]
         episodes += [[*key, *episode] for episode in record["episodes"]]
         evaluations += [
-            [*key, timestep, sum(returns) / len(returns), len(returns), seconds]
-            for timestep, seconds, returns in record["evaluations"]
+            [*key, timestep, sum(returns) / len(returns), len(returns), seconds, *(success or [None])]
+            # Older folders say nothing of success.
+            for timestep, seconds, returns, *success in record["evaluations"]
         ]
         rows.append(
             {name: value for name, value in record.items() if name not in ("episodes", "evaluations")}
-            | {"final_return": evaluations[-1][4]}
+            | {"final_return": evaluations[-1][4], "final_success_rate": evaluations[-1][7]}
         )
     return Experiment(
         pd.DataFrame(episodes, columns=[*columns, "timestep", "episode_return", "wall_time_s"]),
-        pd.DataFrame(evaluations, columns=[*columns, "timestep", "mean_return", "episodes", "wall_time_s"]),
-        pd.DataFrame(rows, columns=None if rows else [*columns, "final_return", "wall_time_s"]),
+        pd.DataFrame(
+            evaluations, columns=[*columns, "timestep", "mean_return", "episodes", "wall_time_s", "success_rate"]
+        ).astype({"success_rate": float}),
+        pd.DataFrame(rows, columns=None if rows else [*columns, "final_return", "final_success_rate", "wall_time_s"]),
         failures,
         plan,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_simple_ddpg import runs
 from sb3_simple_ddpg.experiment import Watcher
 from sb3_simple_ddpg.experiment_worker import Job
 
@@ -69,6 +70,13 @@ class Display(Watcher):
             for name, values in differing.items():
                 said = ", ".join(f"{algorithm} {value}" for algorithm, value in values.items())
                 self.console.print(f"    {name}: {said}", markup=False, highlight=False)
+        for env_id, margin in plan.get("margins", {}).items():
+            if margin is None and len(plan["algorithms"]) > 1:
+                self.console.print(
+                    f"{env_id}: no margin given, so equivalence will not be judged. --threshold {env_id}=RETURN gives "
+                    f"one, or --margin {env_id}=RETURN.",
+                    markup=False, highlight=False,
+                )  # fmt: skip
 
     def begin(self, jobs: Sequence[Job], finished: int, parallel: int) -> None:
         self.total, self.done, self.parallel = len(jobs) + finished, finished, parallel
@@ -97,8 +105,9 @@ class Display(Watcher):
         if "error" in record:
             self.console.print(f"FAILED: {job.title}\n{record['error'].rstrip()}", style="red", markup=False)
         elif not self.live:
-            final = np.mean(record["evaluations"][-1][2])
-            self.console.print(f"{job.title}: return {final:.1f}, {record['wall_time_s']:.0f} s. {self.status()}")
+            returns = record["evaluations"][-1][2]
+            final = f"{np.mean(returns):z.{runs.digits_of(returns)}f}"
+            self.console.print(f"{job.title}: return {final}, {record['wall_time_s']:.0f} s. {self.status()}")
         self._update()
 
     def status(self) -> str:

@@ -13,12 +13,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
 PLAN, LOCK = "config.json", ".lock"
 RESULTS, FAILED = "results", "failed"
+
+#: What is read of each kind of file, whoever has written it.
+_ENTRIES: Final[dict[str, tuple[str, ...]]] = {
+    PLAN: ("settings", "seeds", "env_ids", "algorithms", "timesteps", "eval_every", "eval_episodes", "threads"),
+    RESULTS: ("episodes", "evaluations"),
+    FAILED: ("error",),
+}
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -95,9 +102,8 @@ def read_records(folder: Path, kind: str = RESULTS) -> list[dict[str, Any]]:
     records = []
     for path in sorted((folder / kind).glob("*.json")):
         try:
-            record = json.loads(path.read_text())
-            assert {"algorithm", "env_id", "seed"} <= record.keys()
-        except (ValueError, AssertionError, AttributeError) as error:
+            record = _read_entries(path, ("algorithm", "env_id", "seed", *_ENTRIES[kind]))
+        except ValueError as error:
             raise ValueError(f"{path} holds no record of a run: delete it and go on with --resume.") from error
         records.append(record)
     return records
@@ -110,14 +116,22 @@ def read_plan(folder: Path) -> dict[str, Any]:
     :raises ValueError: when there is none
     """
     try:
-        plan: dict[str, Any] = json.loads((folder / PLAN).read_text())
-        assert {"settings", "seeds"} <= plan.keys()
-    except (OSError, ValueError, AssertionError, TypeError) as error:
+        plan = _read_entries(folder / PLAN, _ENTRIES[PLAN])
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{folder} holds no comparison that could be resumed (no readable {PLAN}): leave out --resume, or name the "
             "folder that `simple-ddpg compare` wrote."
         ) from error
     return plan
+
+
+def _read_entries(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    found = json.loads(path.read_text("utf-8"))
+    missing = [name for name in names if name not in found] if isinstance(found, dict) else list(names)
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    entries: dict[str, Any] = found
+    return entries
 
 
 def check_same_plan(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
@@ -137,6 +151,10 @@ def check_same_plan(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         missing = [str(item) for item in stored[name] if item not in plan[name]]
         if missing:
             found.append(f"{name} lacks {', '.join(missing)}, which may be added to but not left out")
+    for env_id, before in stored.get("env_kwargs", {key: {} for key in stored["env_ids"]}).items():
+        now = plan.get("env_kwargs", {}).get(env_id, before)
+        if before != now:
+            found.append(f"the arguments of {env_id} were {before} and are now {now}")
     for env_id, by_algorithm in stored["settings"].items():
         for algorithm, before in by_algorithm.items():
             now = plan["settings"].get(env_id, {}).get(algorithm)

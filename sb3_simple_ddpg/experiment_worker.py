@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ import cloudpickle
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_simple_ddpg import runs
 from sb3_simple_ddpg.algorithms import Algorithm, build
+from sb3_simple_ddpg.torch_private import end_compile_workers
 
 #: Seeds of evaluation environments begin here, far from those of training; ten thousand for each run.
 EVALUATION_SEEDS = 10_000_000
@@ -46,6 +47,7 @@ class Job:
     :param eval_every: timesteps between two evaluations; the first stands before training, the last at its end
     :param eval_episodes: number of deterministic episodes in each evaluation
     :param threads: of PyTorch
+    :param env_kwargs: arguments of the environment
     """
 
     algorithm: Algorithm
@@ -56,6 +58,7 @@ class Job:
     eval_every: int
     eval_episodes: int
     threads: int = 1
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -74,13 +77,14 @@ def execute(job: Job) -> dict[str, Any]:
 
     :param job: the run
     :return: the record, as JSON knows it: `episodes` holds [timestep, return, seconds] of each training episode,
-        `evaluations` [timestep, seconds, [returns]]. Seconds are wall-clock seconds of training, evaluations left out;
-        `cpu_time_s` is the processor's time for the same.
+        `evaluations` [timestep, seconds, [returns], success rate or null]. Seconds are wall-clock seconds of training,
+        evaluations left out; `cpu_time_s` is the processor's time for the same, in this process and in those that it
+        started, such as compilers.
     :raises FloatingPointError: for an evaluation whose return is not a finite number
     """
     th.set_num_threads(job.threads)
     started = datetime.now(UTC)
-    settings = runs.EnvSettings(job.env_id)
+    settings = runs.EnvSettings(job.env_id, kwargs=job.env_kwargs)
     eval_env = settings.make(n_envs=min(10, job.eval_episodes))
     env = settings.make_one()
     observer = _Observer(job, eval_env)
@@ -90,7 +94,9 @@ def execute(job: Job) -> dict[str, Any]:
             observer.eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
         observer.start_clock()
         model.learn(job.timesteps, observer)
-        wall_time_s, cpu_time_s = observer.clock()
+        wall_time_s, _ = observer.clock()
+        end_compile_workers()  # of which the processor's time is known when they have ended
+        _, cpu_time_s = observer.clock()
     finally:
         env.close()
         eval_env.close()
@@ -126,12 +132,12 @@ class _Observer(BaseCallback):
         self.evaluation_s = [0.0, 0.0]  # wall-clock, processor
 
     def start_clock(self) -> None:
-        self.started_s = (time.perf_counter(), time.process_time())
+        self.started_s = (time.perf_counter(), processor_time())
 
     def clock(self) -> tuple[float, float]:
         """Seconds of training until now, on the wall's clock and on the processor's."""
         wall_s = time.perf_counter() - self.started_s[0] - self.evaluation_s[0]
-        return wall_s, time.process_time() - self.started_s[1] - self.evaluation_s[1]
+        return wall_s, processor_time() - self.started_s[1] - self.evaluation_s[1]
 
     def _on_training_start(self) -> None:
         self._evaluate(0)
@@ -149,24 +155,30 @@ class _Observer(BaseCallback):
 
     def _evaluate(self, timestep: int) -> None:
         training_s, _ = self.clock()
-        begin = (time.perf_counter(), time.process_time())
+        begin = (time.perf_counter(), processor_time())
         # Algorithms draw nothing for deterministic actions; an environment may use the global streams all the same.
         streams = random.getstate(), np.random.get_state(), th.get_rng_state()
         if isinstance(self.eval_env, VecNormalize):
             sync_envs_normalization(self.training_env, self.eval_env)
         self.eval_env.seed(EVALUATION_SEEDS + 10_000 * self.job.seed)  # the same starts for every algorithm
-        returns, _ = evaluate_policy(
-            self.model, self.eval_env, n_eval_episodes=self.job.eval_episodes, return_episode_rewards=True
-        )
+        returns = runs.play(self.model, self.eval_env, self.job.eval_episodes)
         random.setstate(streams[0])
         np.random.set_state(streams[1])
         th.set_rng_state(streams[2])
-        assert isinstance(returns, list)
         if not all(math.isfinite(value) for value in returns):
             raise FloatingPointError(f"An evaluation at timestep {timestep} gave the returns {returns}.")
-        self.evaluations.append([timestep, round(training_s, 4), [float(value) for value in returns]])
+        self.evaluations.append([timestep, round(training_s, 4), [*returns], returns.success_rate])
         self.evaluation_s[0] += time.perf_counter() - begin[0]
-        self.evaluation_s[1] += time.process_time() - begin[1]
+        self.evaluation_s[1] += processor_time() - begin[1]
+
+
+def processor_time() -> float:
+    """
+    :return: seconds that processors have spent on this process, on all its threads, and on the processes that it has
+        started and that have ended
+    """
+    spent = os.times()
+    return time.process_time() + spent.children_user + spent.children_system
 
 
 def execute_or_explain(payload: bytes) -> dict[str, Any]:

@@ -1,20 +1,27 @@
 """Exploration: turns what the user gives as `action_noise` into the noise object that Stable-Baselines3 (SB3) calls.
 
-Not here: where the noise is added. SB3 adds one draw to the actor's output in [-1, 1], clips to [-1, 1], and only then
-maps the sum to the environment's range. So a standard deviation of 1.0 is half the width of the action range, and 0.1
-is the same push in every environment.
+Not here: where the noise is added. `SimpleDDPG._sample_action` adds one draw to the actor's output in [-1, 1], as SB3
+does, clips to [-1, 1], and only then maps the sum to the environment's range. So a standard deviation of 1.0 is half
+the width of the action range, and 0.1 is the same push in every environment.
 
 Source: Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, Section 3 (exploration policy) and Section 7 (OU noise)
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from stable_baselines3.common.noise import ActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+import torch as th
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    VectorizedActionNoise,
+)
 from stable_baselines3.common.utils import FloatSchedule
 
 
@@ -109,16 +116,24 @@ def make_action_noise(action_noise: NoiseSetting, shape: tuple[int, ...], n_envs
         # A model loaded with another number of environments: SB3 wraps the base noise again when learning starts.
         action_noise = action_noise.base_noise
     if isinstance(action_noise, ActionNoise):
+        action_noise = _with_dtype(action_noise)
         _check_shape(action_noise, shape)
         return action_noise
-    if isinstance(action_noise, np.floating | np.integer):
-        action_noise = float(action_noise)
-    if callable(action_noise) or (isinstance(action_noise, float | int) and not isinstance(action_noise, bool)):
-        return GaussianNoise(action_noise, shape, n_envs)
+    scale = plain_number(action_noise)
+    if callable(scale) or (isinstance(scale, float | int) and not isinstance(scale, bool)):
+        return GaussianNoise(scale, shape, n_envs)
     raise TypeError(
         "action_noise must be a standard deviation such as 0.1, a schedule of progress_remaining, "
         f"OrnsteinUhlenbeck(...), an SB3 ActionNoise or None, got {action_noise!r}."
     )
+
+
+def plain_number(value: object) -> Any:  # noqa: ANN401 - whatever it is
+    """
+    :param value: anything
+    :return: a number of NumPy's or PyTorch's as Python's, anything else as it is
+    """
+    return value.item() if isinstance(value, np.generic | np.ndarray | th.Tensor) and value.ndim == 0 else value
 
 
 def noise_scale(action_noise: ActionNoise | None) -> float | None:
@@ -145,17 +160,59 @@ def _check_scale(name: str, value: float) -> float:
     return float(value) + 0.0  # NumPy refuses to draw with a deviation of -0.0
 
 
+def drawn(action_noise: ActionNoise, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """
+    One draw, looked at: what another class than SB3's will draw cannot be known before.
+
+    :param action_noise: what the algorithm holds
+    :param shape: of the actions that it is added to, `(n_envs, *action_space.shape)`
+    :return: the draw
+    :raises ValueError: for one number that would be spread over several dimensions of an action
+    """
+    noise = action_noise()
+    found = np.shape(noise)
+    if found != shape and found != shape[1:] and not (np.size(noise) == 1 == math.prod(shape[1:])):
+        raise _wrong_shape(found, shape[1:])
+    return noise
+
+
+def _wrong_shape(found: object, shape: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"action_noise must draw arrays of the shape of one action, {shape}, got {found}: "
+        f"for example NormalActionNoise(np.zeros({shape}), 0.1 * np.ones({shape})), or the number 0.1."
+    )
+
+
 def _check_shape(action_noise: ActionNoise, shape: tuple[int, ...]) -> None:
-    # Only SB3's own classes say what they will draw; asking by a draw would move the global random stream.
-    base = action_noise.base_noise if isinstance(action_noise, VectorizedActionNoise) else action_noise
-    for name in ("_mu", "_sigma"):
-        noise_shape = np.shape(getattr(base, name, 0.0))
+    noises = action_noise.noises if type(action_noise) is VectorizedActionNoise else [action_noise]
+    for noise in noises:
+        if type(noise).__call__ not in _SB3_DRAWS:
+            continue  # asking by a draw would move a random stream: `drawn` looks at the first one
+        parts = {name: np.shape(getattr(noise, name, 0.0)) for name in ("_mu", "_sigma", "noise_prev")}
         try:
-            fits = np.broadcast_shapes(noise_shape, shape) == shape
+            found: object = np.broadcast_shapes(*parts.values())
         except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"action_noise must draw arrays of the shape of one action, {shape}, got {noise_shape}: "
-                f"for example NormalActionNoise(np.zeros({shape}), 0.1 * np.ones({shape}))."
-            )
+            found = " and ".join(map(str, parts.values()))
+        if isinstance(noise, OrnsteinUhlenbeckActionNoise):
+            found = parts["_mu"] if found == shape else found  # it draws as many numbers as `_mu` has
+        if found != shape:
+            raise _wrong_shape(found, shape)
+
+
+_SB3_DRAWS = (NormalActionNoise.__call__, OrnsteinUhlenbeckActionNoise.__call__)
+
+
+def _with_dtype(action_noise: ActionNoise) -> ActionNoise:
+    """Noise that SB3 pickled before version 1.8 does not know its dtype, and could not draw: a copy that does."""
+    if isinstance(action_noise, NormalActionNoise | OrnsteinUhlenbeckActionNoise):
+        if not hasattr(action_noise, "_dtype"):
+            action_noise = copy.copy(action_noise)
+            action_noise._dtype = np.float32
+    elif type(action_noise) is VectorizedActionNoise:
+        noises, base_noise = [_with_dtype(noise) for noise in action_noise.noises], _with_dtype(action_noise.base_noise)
+        if any(new is not old for new, old in zip(noises, action_noise.noises, strict=True)) or (
+            base_noise is not action_noise.base_noise
+        ):
+            action_noise = copy.copy(action_noise)
+            vars(action_noise).update(_noises=noises, _base_noise=base_noise)  # SB3's setters would start them anew
+    return action_noise

@@ -38,11 +38,10 @@ class NonFiniteGuard:
     """
     What one model needs to notice a number that is not finite and to go back. Never saved.
 
-    :param model: the algorithm, set up
+    It keeps nothing of the model itself, so a copy of it serves a copy of the model.
     """
 
-    def __init__(self, model: "SimpleDDPG") -> None:
-        self.model = model
+    def __init__(self) -> None:
         self.skipped_batches = self.skipped_transitions = 0
         self._memory = Snapshot()
         self._statistics: list[tuple[object, dict[str, Any]]] = []
@@ -52,38 +51,40 @@ class NonFiniteGuard:
     # --- updates -----------------------------------------------------------------------------------------------
 
     def watched(
-        self, batches: Iterable[ReplayBufferSamples], count: int, choose: Callable[[ReplayBufferSamples], Update],
-        statistics: list[th.Tensor],
+        self, model: "SimpleDDPG", batches: Iterable[ReplayBufferSamples], count: int,
+        choose: Callable[[ReplayBufferSamples], Update], statistics: list[th.Tensor],
     ) -> Iterator[tuple[ReplayBufferSamples, Update]]:  # fmt: skip
         """
         Remember the weights before they move; with `on_non_finite="skip"`, undo each update that is not finite.
 
+        :param model: the algorithm, as it is now
         :param batches: of one call of `train`
         :param count: number of batches
         :param choose: gives the update that a batch will get: plain or compiled
         :param statistics: of the updates so far; what is found is put behind those of one that does not look itself
         :return: each batch with its update
         """
-        skip = self.model.on_non_finite == "skip"
-        self._n_updates = self.model._n_updates
+        skip = model.on_non_finite == "skip"
+        self._n_updates = model._n_updates
         self._memory.forget()
         for batch in batches:
             update = choose(batch)
             looks_itself = getattr(update, "looks_itself", False)
             # To go back behind several updates takes a copy, whoever looks.
             if (skip or not self._memory) and (not looks_itself or (count > 1 and not skip)):
-                self._memory.take(self.model)
+                self._memory.take(model)
             yield batch, update
             if looks_itself:
                 continue
-            statistics[-1] = th.cat([statistics[-1], _SOMEWHERE * self._memory.found(self.model)])
+            statistics[-1] = th.cat([statistics[-1], _SOMEWHERE * self._memory.found(model)])
             if skip and not _is_finite(statistics[-1].tolist()):
                 self._memory.restore()
 
-    def read(self, statistics: list[th.Tensor]) -> tuple[list[list[float]], int]:
+    def read(self, model: "SimpleDDPG", statistics: list[th.Tensor]) -> tuple[list[list[float]], int]:
         """
         What one call of `train` has measured, by one transfer from the device.
 
+        :param model: the algorithm, as it is now
         :param statistics: of each update, what it found behind them
         :return: the statistics of the updates that count, and their number
         :raises NonFiniteError: with `on_non_finite="stop"`, when a loss, a gradient or a new weight is not finite; the
@@ -91,18 +92,18 @@ class NonFiniteGuard:
         """
         rows = [statistics[0].tolist()] if len(statistics) == 1 else th.stack(statistics).tolist()
         finite = [row for row in rows if _is_finite(row)]
-        if self.model.on_non_finite == "skip":
+        if model.on_non_finite == "skip":
             self.skipped_batches += len(rows) - len(finite)
-            self.model.logger.record("train/n_skipped", self.skipped_batches)
-            self.model.logger.record("rollout/n_skipped", self.skipped_transitions)
+            model.logger.record("train/n_skipped", self.skipped_batches)
+            model.logger.record("rollout/n_skipped", self.skipped_transitions)
         elif len(finite) < len(rows):
-            self._go_back(rows)
+            self._go_back(model, rows)
         return finite, len(finite)
 
-    def _go_back(self, rows: list[list[float]]) -> None:
+    def _go_back(self, model: "SimpleDDPG", rows: list[list[float]]) -> None:
         first = next(index for index, row in enumerate(rows) if not _is_finite(row))
         of_critic, of_actor, *_, found = rows[first]
-        broken = self._broken_weight(self.model.critic, "critic")
+        broken = self._broken_weight(model.critic, "critic")
         if not math.isfinite(of_critic):
             what = f"critic_loss is {of_critic}"
         elif broken:  # a critic that its own gradient broke makes the actor's loss NaN too
@@ -112,13 +113,14 @@ class NonFiniteGuard:
         elif not math.isfinite(of_actor):
             what = f"actor_loss is {of_actor}"
         else:
-            what = self._broken_weight(self.model.actor, "actor")
+            what = self._broken_weight(model.actor, "actor")
             what = what or "the gradient or new value of a weight of the actor is not finite"
         if self._memory:
             self._memory.restore()
         raise self.stop(
-            f"{what} at timestep {self.model.num_timesteps}, gradient step {self._n_updates + first + 1}"
-            f"{self._broken_row()}",
+            model,
+            f"{what} at timestep {model.num_timesteps}, gradient step {self._n_updates + first + 1}"
+            f"{self._broken_row(model)}",
             "The weights are those before this call of train. "
             "Look for NaN or infinity in observations and rewards, or lower the learning rate.",
             losses=rows[first][:2],
@@ -133,9 +135,9 @@ class NonFiniteGuard:
                 return f"{which} {name} {weight_name} is not finite"
         return ""
 
-    def _broken_row(self) -> str:
+    def _broken_row(self, model: "SimpleDDPG") -> str:
         """The first stored number that is not finite, when there is one: from a loaded buffer, for example."""
-        for name, values in self._stored().items():
+        for name, values in self._stored(model).items():
             if not _all_finite(values):
                 row, env, *place = np.argwhere(~np.isfinite(values))[0].tolist()
                 return f"; the replay buffer holds {values[row, env, *place]} in {name}, row {row}, environment {env}"
@@ -143,27 +145,30 @@ class NonFiniteGuard:
 
     # --- transitions -------------------------------------------------------------------------------------------
 
-    def check_first(self, observations: Observations) -> None:
+    def check_first(self, model: "SimpleDDPG", observations: Observations) -> None:
         """
+        :param model: the algorithm, as it is now
         :param observations: of a reset, as the agent sees them
         :raises NonFiniteError: when one is not finite
         """
-        normalizer = self.model._vec_normalize_env
+        normalizer = model._vec_normalize_env
         if normalizer is not None:
             observations = normalizer.old_obs
             self._statistics = _moving_parts(normalizer)
         for name, values in _parts("observation", observations).items():
             if not _all_finite(values):
-                raise self.stop(_where(name, values, self.model.num_timesteps), "The environment's reset gave it.")
+                raise self.stop(model, _where(name, values, model.num_timesteps), "The environment's reset gave it.")
 
     def accepts(
         self,
+        model: "SimpleDDPG",
         actions: npt.NDArray[Any],
         new_observations: Observations,
         rewards: npt.NDArray[Any],
         infos: list[dict[str, Any]] | None,
     ) -> bool:
         """
+        :param model: the algorithm, as it is now
         :param actions: in [-1, 1], one for each environment
         :param new_observations: what the agent sees next
         :param rewards: one for each environment
@@ -171,7 +176,7 @@ class NonFiniteGuard:
         :return: whether the transition may be stored
         :raises NonFiniteError: with `on_non_finite="stop"`, when something in it is not finite
         """
-        normalizer = self.model._vec_normalize_env
+        normalizer = model._vec_normalize_env
         if infos is None and normalizer is None and not self._acting_blind and type(new_observations) is np.ndarray:
             # Nearly always: everything finite by one sum of squares, which is not so for what is not, or very large.
             squares = float(np.vdot(new_observations, new_observations)) + float(np.vdot(rewards, rewards))
@@ -188,16 +193,18 @@ class NonFiniteGuard:
                 return True
         for part, statistics in self._statistics:
             vars(part).update(statistics)
-        if self.model.on_non_finite == "skip":
+        if model.on_non_finite == "skip":
             self.skipped_transitions += 1
-            self.model.logger.record("rollout/n_skipped", self.skipped_transitions)
+            model.logger.record("rollout/n_skipped", self.skipped_transitions)
             return False
         found = {"action": actions, "reward": rewards, **_parts("observation", new_observations)}  # cause first
         for index, info in enumerate(infos or []):
             if "terminal_observation" in info:
                 found |= _parts(f"terminal observation of environment {index}", info["terminal_observation"])
         name, values = next((name, np.asarray(values)) for name, values in found.items() if not _all_finite(values))
-        raise self.stop(_where(name, values, self.model.num_timesteps), "The environment or the action noise gave it.")
+        raise self.stop(
+            model, _where(name, values, model.num_timesteps), "The environment or the action noise gave it."
+        )
 
     def skip(self, new_observations: Observations) -> Observations:
         """
@@ -215,17 +222,17 @@ class NonFiniteGuard:
 
     # --- reports -----------------------------------------------------------------------------------------------
 
-    def stop(self, what: str, cure: str, **more: object) -> NonFiniteError:
+    def stop(self, model: "SimpleDDPG", what: str, cure: str, **more: object) -> NonFiniteError:
         """
         Write a diagnosis into the logger's folder, where there is one.
 
+        :param model: the algorithm, as it is now
         :param what: is not finite, where and when
         :param cure: what to do
         :param more: for the diagnosis
         :return: the error to raise
         """
-        model = self.model
-        ranges = {name: _range(values) for name, values in self._stored().items()}
+        ranges = {name: _range(values) for name, values in self._stored(model).items()}
         seen = ", ".join(f"{name} {low:.6g} to {high:.6g}" for name, (low, high) in ranges.items())
         networks = (("actor", model.actor), ("critic", model.critic))
         report = {
@@ -241,12 +248,12 @@ class NonFiniteGuard:
             "learning_rates": {name: network.optimizer.param_groups[0]["lr"] for name, network in networks},
             **more,
         }
-        error = NonFiniteError(f"{what}. Stored so far: {seen or 'nothing'}. {cure}{self._write(report)}")
+        error = NonFiniteError(f"{what}. Stored so far: {seen or 'nothing'}. {cure}{self._write(model, report)}")
         error.reported = True
         return error
 
-    def _write(self, report: dict[str, object]) -> str:
-        folder = self.model.logger.get_dir()
+    def _write(self, model: "SimpleDDPG", report: dict[str, object]) -> str:
+        folder = model.logger.get_dir()
         if folder is None:
             return ""
         path = Path(folder) / DIAGNOSIS
@@ -256,9 +263,9 @@ class NonFiniteGuard:
             return f" No diagnosis could be written: {error}."
         return f" Diagnosis: {path}."
 
-    def _stored(self) -> dict[str, npt.NDArray[Any]]:
+    def _stored(self, model: "SimpleDDPG") -> dict[str, npt.NDArray[Any]]:
         """Observations, actions and rewards in the buffer, without rows never written and what cannot be NaN."""
-        buffer = self.model.replay_buffer
+        buffer = model.replay_buffer
         if buffer is None or buffer.size() == 0:
             return {}
         found = {**_parts("observations", buffer.observations), "actions": buffer.actions, "rewards": buffer.rewards}

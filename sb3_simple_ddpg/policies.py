@@ -1,9 +1,10 @@
-"""The networks of DDPG: actor mu(s), critic Q(s, a), and the policy that builds both with their targets.
+"""The networks of DDPG: actor mu(s), critic Q(s, a), and the policy that builds both, each with its target network.
 
-Not here: how they learn (`simple_ddpg.py`, `equations.py`) and how noise is added (`exploration.py`).
+Not here: how they learn (`simple_ddpg.py`, `equations.py`), where noise is added (`SimpleDDPG._sample_action`).
 
-Layers and names are those of Stable-Baselines3 (SB3) (`mu`, `qf0`, order of construction), so that one seed gives the
-same weights as SB3's DDPG and weights can be passed to and fro. B is the batch size, A the number of action dimensions.
+DDPG is in `Actor.forward`, `Critic.forward` and `DDPGPolicy._build`. All else is the interface of Stable-Baselines3
+(SB3), or speed. Layers, names (`mu`, `qf0`) and the order of construction are SB3's. So one seed gives the weights of
+SB3's DDPG, and weights of one fit the other. B is the batch size, A the number of action dimensions.
 """
 
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_simple_ddpg.checks import check_actions
+from sb3_simple_ddpg.checks import check_actions, check_optimizer_kwargs, plain_net_arch
 from sb3_simple_ddpg.layers import DenseLayers, LayersOfNow, call, only_flattens
 from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, FusedSGD
 
@@ -34,7 +35,7 @@ class Actor(BasePolicy):
     """
     mu(s): the action to take. Dense layers, then tanh, so that every output lies in [-1, 1].
 
-    The map from [-1, 1] to the environment's `[low, high]` is no layer: `predict` applies it, once, per dimension.
+    The map from [-1, 1] to the environment's `[low, high]` is no layer: `predict` applies it (`unscale_action`).
 
     :param observation_space: the observations s
     :param action_space: the actions, a Box with finite bounds and A dimensions in all
@@ -65,6 +66,7 @@ class Actor(BasePolicy):
         self.net_arch = net_arch
         self.features_dim = features_dim
         self.activation_fn = activation_fn
+        # Linear, ReLU, Linear, ReLU, ..., Linear, tanh. DenseLayers is nn.Sequential with fewer calls.
         self.mu = DenseLayers(
             *create_mlp(features_dim, get_action_dim(action_space), net_arch, activation_fn, squash_output=True)
         )
@@ -74,11 +76,11 @@ class Actor(BasePolicy):
         :param observations: s, a batch of B
         :return: mu(s), shape (B, A), in [-1, 1]
         """
-        features = _extract_features(self, observations)
+        features = _extract_features(self, observations)  # of a vector: the observation itself
         mu = self._modules.get("mu")  # PyTorch's way to `self.mu` takes longer than some layers
         if mu is None or type(self) is not Actor:  # the user's own class may have its own way
             mu = self.mu
-        actions: th.Tensor = call(mu, features)
+        actions: th.Tensor = call(mu, features)  # self.mu(features), in fewer calls
         return actions
 
     @property
@@ -142,7 +144,7 @@ class Critic(BaseModel):
         self.features_dim = features_dim
         self.activation_fn = activation_fn
         self.share_features_extractor = share_features_extractor
-        # SB3's name for the first of its critics: a weight file of one library fits the other.
+        # Linear, ReLU, ..., Linear. SB3 calls its first critic qf0: a weight file of one library fits the other.
         self.qf0 = DenseLayers(*create_mlp(features_dim + get_action_dim(action_space), 1, net_arch, activation_fn))
 
     def forward(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -155,7 +157,7 @@ class Critic(BaseModel):
         features = _extract_features(self, observations)
         if self.share_features_extractor:
             features = features.detach()
-        q_values: th.Tensor = call(self.qf0, th.cat([features, actions], dim=1))
+        q_values: th.Tensor = call(self.qf0, th.cat([features, actions], dim=1))  # self.qf0(...), in fewer calls
         return (q_values,)
 
     def q1_forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
@@ -221,16 +223,17 @@ class DDPGPolicy(BasePolicy):
     :param observation_space: the observations
     :param action_space: the actions, a Box with finite bounds
     :param lr_schedule: learning rate of both optimizers, a function of the progress remaining (1 to 0)
-    :param net_arch: hidden layers of both networks, or `dict(pi=[...], qf=[...])` for actor and critic apart;
+    :param net_arch: hidden layers of both networks, or `dict(pi=[...], qf=[...])` where they differ;
         None: [400, 300], and [256, 256] on top of a CNN, as in SB3
     :param activation_fn: between the layers
-    :param features_extractor_class: None: flatten, CNN or one extractor a key, by the policy's name
+    :param features_extractor_class: None: the policy's own. MlpPolicy flattens, CnnPolicy has a CNN,
+        MultiInputPolicy has one extractor for each key
     :param features_extractor_kwargs: arguments of the extractor
     :param normalize_images: divide images by 255
     :param optimizer_class: of both networks, Adam by default
     :param optimizer_kwargs: its arguments without the learning rate
     :param critic_optimizer_kwargs: more arguments, for the critic alone (a weight decay of its own, for example)
-    :param n_critics: accepted because settings written for SB3's DDPG carry it; must be 1
+    :param n_critics: must be 1; settings for SB3's DDPG may name it
     :param share_features_extractor: actor and critic use one extractor, trained by the actor's loss
     :param last_layer_init: x: weights and biases of both last layers start in U(-x, x), 3e-3 in the paper;
         None: PyTorch's default
@@ -279,9 +282,11 @@ class DDPGPolicy(BasePolicy):
         )
         if net_arch is None:
             net_arch = [256, 256] if self.features_extractor_class == NatureCNN else [400, 300]
-        self.net_arch = net_arch
+        self.net_arch = plain_net_arch(net_arch)
         self.activation_fn = activation_fn
         self.critic_optimizer_kwargs = dict(critic_optimizer_kwargs or {})
+        check_optimizer_kwargs("optimizer_kwargs", self.optimizer_kwargs)
+        check_optimizer_kwargs("critic_optimizer_kwargs", self.critic_optimizer_kwargs)
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
         # SB3's names, for subclasses with networks of their own.
@@ -302,7 +307,7 @@ class DDPGPolicy(BasePolicy):
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        # SB3's order: each constructor draws its weights from the global generator.
+        # SB3's order. Each constructor draws its weights from the global generator, so one seed gives SB3's weights.
         self.actor = self.make_actor()
         self.actor_target = self.make_actor()
         shared = self.share_features_extractor
@@ -424,7 +429,7 @@ class DDPGPolicy(BasePolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        Switch batch norm and dropout of the main networks; the targets stay in evaluation mode.
+        Switch batch norm and dropout of the main networks; the target networks stay in evaluation mode.
 
         :param mode: True for training
         """

@@ -80,6 +80,7 @@ class Part:
         wanted = {"Discrete": ((), 1), "MultiDiscrete": ((len(self.counts),), max(1, len(self.counts)))}
         shape, count = wanted.get(self.kind, (self.shape, 0))
         _demand(self.shape == shape and len(self.counts) == count, "numbers of values")
+        _demand(self.shape != () or self.kind == "Discrete", f"a {self.kind} without an axis, which nothing flattens")
         _demand(self.kind == "Box" or not (self.normalize or self.transpose or self.cnn), f"a {self.kind} as an image")
         _demand(self.cnn >= 0 and (len(self.shape) == 3 or not (self.transpose or self.cnn)), "an image without 3 axes")
 

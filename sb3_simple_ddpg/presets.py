@@ -3,6 +3,7 @@
 Not here: settings that nobody published or measured, and the number of timesteps, which belongs to `learn`.
 """
 
+from copy import deepcopy
 from typing import Any, Final, TypeAlias
 
 from stable_baselines3.common.utils import LinearSchedule
@@ -143,7 +144,7 @@ def choose_preset(name: str | None, env_id: str) -> tuple[str, Preset]:
     if name == "rl-zoo":
         if env_id not in RL_ZOO:
             raise ValueError(f"RL Zoo has no DDPG settings for {env_id!r}: choose from {', '.join(RL_ZOO)}.")
-        return name, dict(RL_ZOO[env_id])
+        return name, deepcopy(RL_ZOO[env_id])
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}: choose from {', '.join([*PRESETS, 'rl-zoo'])}.")
-    return name, PRESETS[name] | ({NORMALIZE: True} if name in NORMALIZED else {})
+    return name, deepcopy(PRESETS[name]) | ({NORMALIZE: True} if name in NORMALIZED else {})

@@ -3,34 +3,42 @@
 Not here: the command line (`cli.py`) and the figures (`plotting.py`).
 """
 
+import ast
 import importlib
 import inspect
 import json
+import math
 import platform
+import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
 import pandas as pd
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
+from sb3_simple_ddpg.checks import did_you_mean
+from sb3_simple_ddpg.mistakes import settings_refused
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 MODEL, CONFIG, MONITOR, PROGRESS = "model.zip", "config.json", "monitor.csv", "progress.csv"
 PICTURE, NORMALIZER = "returns.png", "vecnormalize.pkl"
 CHECKPOINTS, ERROR, DIAGNOSIS = "checkpoints", "error.txt", "diagnosis.json"
-FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER, ERROR, DIAGNOSIS)
+EVALUATION = "evaluation.json"
+FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER, ERROR, DIAGNOSIS, EVALUATION)
 SAMPLE = 5_000  # timesteps that a diagnosis plays, at most
 LONGEST_EPISODE = 100_000  # that an evaluation waits for
 
@@ -46,6 +54,7 @@ class EnvSettings:
     :param subproc: each environment in a process of its own
     :param normalize: observations and rewards go through VecNormalize
     :param normalize_observations: observations alone do
+    :param kwargs: of the environment's constructor, or of `gymnasium.make`, such as max_episode_steps
     """
 
     env_id: str
@@ -54,25 +63,40 @@ class EnvSettings:
     subproc: bool = False
     normalize: bool = False
     normalize_observations: bool = False
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def make_one(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """
         :param render_mode: "rgb_array" for frames, None for none
         :return: one environment with its wrappers
-        :raises ValueError: for an unknown environment or wrapper, or one that cannot be drawn
+        :raises ValueError: for an unknown environment, argument or wrapper, or one that cannot be drawn
         """
+        if "render_mode" in self.kwargs or "id" in self.kwargs:
+            raise ValueError("--env-kwargs takes neither id nor render_mode: use --env, and --video for a film.")
         try:
-            env = gym.make(self.env_id)
+            env = gym.make(self.env_id, **self.kwargs)
             if render_mode is not None:
                 if render_mode not in (env.metadata.get("render_modes") or ()):
                     env.close()
                     raise ValueError(f"The environment {self.env_id!r} cannot be drawn: it has no {render_mode!r}.")
                 env.close()
-                env = gym.make(self.env_id, render_mode=render_mode)
+                env = gym.make(self.env_id, render_mode=render_mode, **self.kwargs)
         except (gym.error.Error, ImportError) as error:
             raise ValueError(f"The environment {self.env_id!r} cannot be made: {error}") from error
+        except TypeError as error:
+            known = _arguments_of(self.env_id)
+            wrong = _UNEXPECTED.search(str(error))
+            if wrong is not None and wrong[1] in self.kwargs:
+                cure = did_you_mean(wrong[1], [*(name for name in known if name != "render_mode"), "max_episode_steps"])
+                raise ValueError(f"The environment {self.env_id!r} has no argument {wrong[1]!r}: {cure}") from error
+            missing = [name for name, default in known.items() if default is inspect.Parameter.empty]
+            missing = [name for name in missing if name not in self.kwargs]
+            if not missing:
+                raise
+            options = " ".join(f"{name}=VALUE" for name in missing)
+            raise ValueError(f"The environment {self.env_id!r} needs --env-kwargs {options}: {error}") from error
         for path in self.wrappers:
-            env = import_object(path)(env)
+            env = _wrapped(env, path)
         return env
 
     def make(self, n_envs: int | None = None, render_mode: str | None = None) -> VecMonitor:
@@ -125,6 +149,55 @@ class EnvSettings:
         return float(np.mean(returns)) if returns else None
 
 
+def _wrapped(env: gym.Env[Any, Any], path: str) -> gym.Env[Any, Any]:
+    wrapper = import_object(path)
+    try:
+        inspect.signature(wrapper).bind(env)
+    except TypeError as error:
+        raise ValueError(
+            f"--wrapper {path} cannot be called with the environment alone ({error}): write a class of your own that "
+            "gives it the rest."
+        ) from error
+    wrapped = wrapper(env)
+    if not isinstance(wrapped, gym.Env):
+        raise TypeError(f"--wrapper {path} makes no environment of Gymnasium's, but {type(wrapped).__name__}.")
+    return wrapped
+
+
+#: What Python says of an argument that a function does not have.
+_UNEXPECTED: Final = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def _arguments_of(env_id: str) -> dict[str, Any]:
+    """Arguments that the constructor of a registered environment has, with their defaults."""
+    spec = gym.spec(env_id.partition(":")[2] or env_id)
+    creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
+    return {name: spec.kwargs.get(name, default) for name, default in arguments_of(creator).items()}
+
+
+def arguments_of(creator: Callable[..., Any]) -> dict[str, Any]:
+    """
+    :param creator: a class, or a function
+    :return: every argument that can be given by its name, with its default; `inspect.Parameter.empty` where there is
+        none
+    """
+    found: dict[str, Any] = {}
+    # The constructor of a subclass may pass **kwargs on.
+    classes = creator.__mro__ if isinstance(creator, type) else [None]
+    for cls in classes:
+        function = creator if cls is None else vars(cls).get("__init__", object.__init__)
+        parameters = inspect.signature(function).parameters.values()
+        found |= {
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and parameter.name not in found
+        }
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return {name: default for name, default in found.items() if name != "self"}
+
+
 def policy_for(observation_space: spaces.Space[Any]) -> str:
     """
     :param observation_space: of the environment
@@ -151,7 +224,10 @@ def write_config(folder: Path, env: EnvSettings, arguments: dict[str, Any], **ot
     }
     packages = ("sb3-simple-ddpg", "stable-baselines3", "torch", "gymnasium", "numpy")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    config = {"env": asdict(env), **others, "arguments": {**defaults, **arguments}, "versions": versions}
+    # As text, since JSON would make lists of tuples.
+    kwargs = {name: repr(value) for name, value in env.kwargs.items()}
+    settings = {**asdict(env), "kwargs": kwargs}
+    config = {"env": settings, **others, "arguments": {**defaults, **arguments}, "versions": versions}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, default=describe) + "\n")
 
 
@@ -164,8 +240,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
         settings = config["env"]
-        config["env"] = EnvSettings(**{**settings, "wrappers": tuple(settings["wrappers"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kwargs = {name: read_value(text) for name, text in settings.pop("kwargs", {}).items()}
+        config["env"] = EnvSettings(**{**settings, "wrappers": tuple(settings["wrappers"]), "kwargs": kwargs})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder} holds no readable {CONFIG} ({error}): pass the folder that `simple-ddpg train` wrote."
         ) from error
@@ -173,7 +250,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_run(
-    folder: Path, n_envs: int = 1, seed: int | None = None, render_mode: str | None = None, buffer_size: int = 1
+    folder: Path,
+    n_envs: int = 1,
+    seed: int | None = None,
+    render_mode: str | None = None,
+    buffer_size: int = 1,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> SimpleDDPG:
     """
     :param folder: of a run
@@ -181,6 +263,7 @@ def load_run(
     :param seed: of the environments; None: unseeded
     :param render_mode: "rgb_array" for frames, None for none
     :param buffer_size: of the replay buffer, which is empty
+    :param env_kwargs: arguments of the environment, beside or in place of those of the run
     :return: the stored model, on the CPU, with its environments, which are wrapped as in training; the statistics of
         VecNormalize stay as they are
     :raises ValueError: when the folder holds no run
@@ -189,28 +272,38 @@ def load_run(
     if not (folder / MODEL).exists():
         raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
     settings: EnvSettings = config["env"]
+    settings = replace(settings, kwargs={**settings.kwargs, **(env_kwargs or {})})
     env: VecEnv = settings.make(n_envs, render_mode)
     if settings.normalize or settings.normalize_observations:
         normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
         normalizer.training = False
         env = normalizer
     env.seed(seed)
-    return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=buffer_size)
+    with settings_refused({}):
+        return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=buffer_size)
 
 
-def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
+class Returns(list[float]):
+    """The return of each episode of an evaluation, and the share of those that succeeded."""
+
+    #: Of the episodes whose last info had `is_success`; None where none had.
+    success_rate: float | None = None
+
+
+def evaluate_run(folder: Path, episodes: int, seed: int, env_kwargs: Mapping[str, Any] | None = None) -> Returns:
     """
     Play deterministic episodes with the stored model, as raw returns: VecNormalize does not touch them.
 
     :param folder: of a run
     :param episodes: number of episodes
     :param seed: of the environments
+    :param env_kwargs: arguments of the environment, beside or in place of those of the run
     :return: the return of each episode
     :raises ValueError: when the folder holds no run, for fewer episodes than one, or when no episode ends
     """
     if episodes < 1:
         raise ValueError(f"The number of evaluation episodes must be at least 1, got {episodes}.")
-    model = load_run(folder, n_envs=min(10, episodes), seed=seed)
+    model = load_run(folder, n_envs=min(10, episodes), seed=seed, env_kwargs=env_kwargs)
     env = model.get_env()
     assert env is not None
 
@@ -218,17 +311,59 @@ def evaluate_run(folder: Path, episodes: int, seed: int) -> list[float]:
         if of_evaluation["current_lengths"].max() >= LONGEST_EPISODE:
             raise ValueError(
                 f"No episode has ended for {LONGEST_EPISODE} timesteps: evaluate with a time limit, "
-                "--wrapper of a gymnasium.wrappers.TimeLimit for example, or not at all, --eval-episodes 0."
+                "--env-kwargs max_episode_steps=1000 for example, or not at all, --eval-episodes 0."
             )
 
     try:
-        returns, _ = evaluate_policy(
-            model, env, n_eval_episodes=episodes, return_episode_rewards=True, callback=be_patient
-        )
+        return play(model, env, episodes, be_patient)
     finally:
         env.close()
-    assert isinstance(returns, list)
+
+
+def play(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    episodes: int,
+    at_each_step: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+) -> Returns:
+    """
+    Play deterministic episodes.
+
+    :param model: that plays
+    :param env: where
+    :param episodes: number of episodes
+    :param at_each_step: called with the local and global variables of SB3's `evaluate_policy`
+    :return: the return of each episode
+    """
+    successes: list[float] = []
+
+    def note(of_evaluation: dict[str, Any], others: dict[str, Any]) -> None:
+        if of_evaluation["done"] and (success := of_evaluation["info"].get("is_success")) is not None:
+            successes.append(float(success))  # as SB3's EvalCallback does
+        if at_each_step is not None:
+            at_each_step(of_evaluation, others)
+
+    found, _ = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True, callback=note)
+    assert isinstance(found, list)
+    returns = Returns(map(float, found))
+    returns.success_rate = float(np.mean(successes)) if successes else None
     return returns
+
+
+def digits_of(returns: Iterable[float]) -> int:
+    """
+    :param returns: of one task
+    :return: how many digits after the decimal point can be read: enough for the largest, and for how much they differ
+    """
+    numbers = [float(value) for value in returns if math.isfinite(value)]
+    size = max(map(abs, numbers), default=0.0)
+    if size == 0:
+        return 1
+    digits = 1 if size >= 10 else max(3, 2 - math.floor(math.log10(size)))
+    spread = float(np.std(numbers))
+    if spread > 1e-6 * size:  # below it lies what float32 rounds away
+        digits = max(digits, 1 - math.floor(math.log10(spread)))
+    return digits
 
 
 def fill_buffer(model: SimpleDDPG, timesteps: int, episodes: int, random: bool = False) -> None:
@@ -283,17 +418,36 @@ def keep_until(folder: Path, episodes: int, timesteps: int) -> None:
         progress.write_text("".join([header, *rows]), "utf-8")
 
 
+def read_value(text: str) -> Any:  # noqa: ANN401 - whatever was typed
+    """
+    :param text: as typed
+    :return: the Python literal that it is, or the text itself
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def import_object(path: str) -> Any:  # noqa: ANN401 - a class or a function, whatever the user names
     """
-    :param path: "package.module.Name"
+    :param path: "package.module:Name", or "package.module.Name"
     :return: the object of that name
     :raises ValueError: when there is none
     """
-    module, _, name = path.rpartition(".")
+    separator = ":" if ":" in path else "."
+    module, _, name = path.rpartition(separator)
+    if not module or not name:
+        raise ValueError(f"{path!r} cannot be imported: write package.module:Name.")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} cannot be imported ({error}): write package.module.Name.") from error
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{path!r} cannot be imported ({error}): write package.module:Name.") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{path!r} cannot be imported: {module} has no {name!r}; write package.module:Name.")
+        found = getattr(found, part)
+    return found
 
 
 def _ignore_ctrl_c(maker: Any) -> Any:  # noqa: ANN401 - SB3 types its makers so

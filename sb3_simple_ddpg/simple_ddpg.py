@@ -1,13 +1,13 @@
-"""SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The algorithm is `SimpleDDPG.train`.
+"""SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The update is `SimpleDDPG._update`.
 
 Not here: the equations (`equations.py`), the networks (`policies.py`), the noise (`exploration.py`), the collecting of
-experience (SB3's `OffPolicyAlgorithm`: lines 4 to 6 of Algorithm 1).
+experience (`collecting.py`: lines 4 to 6 of Algorithm 1).
 
 Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the numbering that README.md prints.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch as th
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
@@ -36,42 +36,46 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her import HerReplayBuffer
 
-from sb3_simple_ddpg import checks
+from sb3_simple_ddpg import checks, folder_lock
+from sb3_simple_ddpg.collecting import Collecting
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
-from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, make_action_noise, noise_scale
+from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, drawn, make_action_noise, noise_scale
 from sb3_simple_ddpg.failures import watched_environments
 from sb3_simple_ddpg.guards import NonFiniteGuard, Update
 from sb3_simple_ddpg.layers import FastGradients
 from sb3_simple_ddpg.networks import Networks
 from sb3_simple_ddpg.optimizers import forget_gradients, with_those_held
+from sb3_simple_ddpg.origins import environments_of, origin_of
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
 from sb3_simple_ddpg.sampling import sample_batches
 from sb3_simple_ddpg.storage import cut_episodes
-from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
+from sb3_simple_ddpg.vec_env import QuickDummyVecEnv, watched
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
 
+    from sb3_simple_ddpg.checkpoint import Resumed
     from sb3_simple_ddpg.compiled import CompiledUpdates
     from sb3_simple_ddpg.diagnosis import Finding
 
 SelfSimpleDDPG = TypeVar("SelfSimpleDDPG", bound="SimpleDDPG")
 
 
-class SimpleDDPG(OffPolicyAlgorithm):
+class SimpleDDPG(Collecting):
     """
     Deep Deterministic Policy Gradient (DDPG), in its plainest form.
 
-    Arguments, order and defaults are those of SB3's DDPG up to `_init_setup_model`, but for `action_noise`: SB3's
-    default explores nothing after the random steps, ours does.
+    The arguments up to `_init_setup_model` are SB3's, in its order, with its defaults. One default differs:
+    `action_noise` is 0.1, SB3's is None, which stops exploring after the random steps.
 
     :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations) or a DDPGPolicy class;
         SB3's classes of these names are taken for ours
     :param env: the environment, or the name of a registered one
     :param learning_rate: of both networks; a number or a function of the progress remaining (1 to 0)
     :param buffer_size: number of transitions that the replay buffer keeps
-    :param learning_starts: number of timesteps with uniformly random actions before learning starts
+    :param learning_starts: number of timesteps with uniformly random actions before learning starts; 0 or -1 for none
     :param batch_size: B, number of transitions in each gradient step
     :param tau: share of the main network in each soft update, in [0, 1]; the article's 0.999 is 0.001 here
     :param gamma: discount factor, in [0, 1]
@@ -97,8 +101,8 @@ class SimpleDDPG(OffPolicyAlgorithm):
         to 30 seconds the first time and needs a C++ compiler (g++). It is compared with the plain update first; where
         it cannot be compiled, or gives other numbers, a `checks.CompileWarning` says why and the plain path goes on
     :param on_non_finite: "stop": the first NaN or infinity in an observation, reward, action, loss or gradient raises
-        FloatingPointError, with the weights of before that call of `train`; "skip": a batch that gives one changes
-        nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
+        FloatingPointError, with the weights as they were before that call of `train`; "skip": a batch that gives one
+        changes nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
         `rollout/n_skipped`)
     :raises ValueError: for a value, space or combination that cannot work, with the cure
     :raises TypeError: for an argument of the wrong type, or of another algorithm, with the algorithm that has it
@@ -114,8 +118,12 @@ class SimpleDDPG(OffPolicyAlgorithm):
     actor_target: Actor
     critic: Critic
     critic_target: Critic
-    #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
-    _boundary: int | None = None
+    #: What the log of the next `learn` says first, once.
+    _untold: Sequence[str] = ()
+    #: Until the environments' next reset, after which they are looked at: what `resume` did, and the newest checkpoint.
+    _resumed: "Resumed | None" = None
+    _saved: Path | None = None
+    _said: frozenset[str] = frozenset()  # of what a checkpoint does not hold, in this process
     _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     @checks.explain_foreign_arguments
@@ -164,7 +172,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
                 gamma,
                 train_freq,
                 gradient_steps,
-                action_noise,  # type: ignore[arg-type]  # _setup_model turns it into what SB3 expects
+                action_noise,  # type: ignore[arg-type]  # the setter turns it into what SB3 expects
                 replay_buffer_class,
                 # SB3 writes into both dicts; the caller's stay as they are.
                 dict(replay_buffer_kwargs or {}),
@@ -202,15 +210,18 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        given_space = getattr(env, "observation_space", None)
+        if isinstance(given_space, gym.spaces.Space):  # one of the old `gym` is converted first
+            checks.check_observation_space(given_space)
         vec_env = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        checks.check_observation_space(vec_env.observation_space)
         checks.check_action_space(vec_env.action_space)
         checks.check_wrappers(vec_env)
-        if not isinstance(env, VecEnv):
-            QuickDummyVecEnv.take_over(vec_env.unwrapped)  # SB3 has made it, nobody else holds it
-        return vec_env
+        return vec_env if isinstance(env, VecEnv) else QuickDummyVecEnv.instead_of(vec_env)
 
     def _setup_model(self) -> None:
         # `load` comes here too, with values that an earlier call has already converted.
+        checks.plain_settings(self)
         checks.check_hyperparameters(self)
         if not issubclass(self.policy_class, DDPGPolicy):
             raise ValueError(
@@ -223,8 +234,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
             self.observation_space,
             self.policy_kwargs.get("normalize_images", True),
         )
-        assert self.action_space.shape is not None
-        self.action_noise = make_action_noise(self.action_noise, self.action_space.shape, self.n_envs)
+        self.action_noise = self.action_noise  # through the setter, for the environments of now
         # SB3 writes the buffer that it chooses back into these two, and warns when it finds it there after `load`.
         given_class, given_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
         self.replay_buffer_kwargs = dict(given_kwargs)
@@ -233,11 +243,29 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        if self.critic_lr_schedule is not None:  # SB3's policies are built with one rate
+            self.critic.optimizer.defaults["lr"] = self.critic_lr_schedule(1)
+            update_learning_rate(self.critic.optimizer, self.critic_lr_schedule(1))
         self._networks = Networks()
         self._compiled: CompiledUpdates | None = None
-        self._guard = NonFiniteGuard(self)
+        self._guard = NonFiniteGuard()
         if not hasattr(self, "_logger"):
             self._logger = Logger(folder=None, output_formats=[])  # `train` may be called before `learn`
+
+    @property
+    def action_noise(self) -> ActionNoise | None:
+        """The noise. Whatever the constructor takes may be set at any time; it is used from the next rollout on."""
+        noise: ActionNoise | None = vars(self).get("action_noise")
+        return noise
+
+    @action_noise.setter
+    def action_noise(self, setting: NoiseSetting) -> None:
+        # `load` makes models without spaces, and writes past the setter; `_setup_model` comes here again.
+        space = vars(self).get("action_space")
+        noise = setting if space is None else make_action_noise(setting, space.shape, self.n_envs)
+        if isinstance(noise, GaussianNoise):
+            noise.update(self._current_progress_remaining)
+        vars(self)["action_noise"] = noise  # under its own name, where SB3's `save` and `load` look for it
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -249,7 +277,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         Lines 7 to 11 of Algorithm 1, once for each gradient step.
 
         :param gradient_steps: how often
-        :param batch_size: B, number of transitions in each batch
+        :param batch_size: B, number of transitions in each batch; `learn` gives the constructor's, 100 is SB3's default
         :raises ValueError: when the replay buffer is empty
         :raises FloatingPointError: when a loss or gradient is not finite; the weights are then as before
         """
@@ -259,7 +287,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         # Line 7, for each gradient step: sample a random batch of B transitions (s, a, r, s', d).
         batches = sample_batches(self.replay_buffer, gradient_steps, batch_size, self._vec_normalize_env)
         with FastGradients():
-            for batch, update in self._guard.watched(batches, gradient_steps, choose, statistics):
+            for batch, update in self._guard.watched(self, batches, gradient_steps, choose, statistics):
                 statistics.append(update(batch))  # lines 8 to 11: `_update`, or the same as compiled code
         self._log_updates(statistics)
 
@@ -282,12 +310,12 @@ class SimpleDDPG(OffPolicyAlgorithm):
         loss_q = critic_loss(q_values, targets)
         self._gradient_step(self.critic.optimizer, loss_q, weights["critic"])
 
-        # Line 10: move the actor to where the critic, held constant, sees more: raise Q(s, mu(s)).
+        # Line 10: the actor learns: mu(s) moves to where Q(s, mu(s)) is larger. The critic's weights stay.
         actions = self.actor(batch.observations)
         loss_mu = actor_loss(self.critic.q1_forward(batch.observations, actions))
         self._gradient_step(self.actor.optimizer, loss_mu, weights["actor"])
 
-        # Line 11: both target networks move a share tau of the way; running statistics of batch norm are copied.
+        # Line 11: both target networks move a share tau of the way. Running statistics of batch norm are copied.
         soft_update(weights["critic"], weights["critic_target"], self.tau)
         soft_update(weights["actor"], weights["actor_target"], self.tau)
         soft_update(self._networks.statistics, self._networks.statistics_of_targets, 1.0)
@@ -306,7 +334,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         return partial(self._compiled.choose, self)
 
     def _prepare_updates(self) -> None:
-        """Training mode, learning rates of now, and the one gamma."""
+        """Training mode, current learning rates; the n-step buffer gets this gamma."""
         assert self.replay_buffer is not None
         if self.replay_buffer.size() == 0:
             raise ValueError("The replay buffer is empty: call learn(), or load_replay_buffer(), before train().")
@@ -321,8 +349,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     def _gradient_step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, weights: list[th.Tensor]) -> None:
         """
-        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights, and what else the optimizer holds:
-        no other network's gradient is computed. Frozen weights have none.
+        What `zero_grad(), loss.backward(), optimizer.step()` do, for these weights, and what else the optimizer holds.
+        So the critic gets no gradient when the actor learns, as with the article's `tape.gradient(loss, weights)`.
+        Frozen weights have none.
         """
         forget_gradients(optimizer)
         learning = [weight for weight in with_those_held(weights, optimizer) if weight.requires_grad]
@@ -336,7 +365,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
         """Record the mean of each statistic over the gradient steps, with one transfer from the device."""
         if not statistics:
             return
-        rows, count = self._guard.read(statistics)
+        rows, count = self._guard.read(self, statistics)
         record = self.logger.record
         self._n_updates += count
         means = rows[0] if count == 1 else [sum(values) / count for values in zip(*rows, strict=True)]
@@ -371,23 +400,38 @@ class SimpleDDPG(OffPolicyAlgorithm):
         :raises ValueError: for an observation that is not of the environment's space
         """
         try:
-            with watched_environments(self):
+            with watched_environments(self, callback), watched(self.env, *environments_of(callback)):
                 return super().learn(
-                    total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+                    checks.whole_number(total_timesteps),
+                    callback,
+                    log_interval,
+                    tb_log_name,
+                    reset_num_timesteps,
+                    progress_bar,
                 )
         except checks.NonFiniteError as error:
             if error.reported:
                 raise
-            raise self._guard.stop(f"{error} At timestep {self.num_timesteps}", "") from error
+            callback_at_work = origin_of(error).callback
+            place = "" if callback_at_work is None else f", in the callback {type(callback_at_work).__name__}"
+            raise self._guard.stop(self, f"{error} At timestep {self.num_timesteps}{place}", "") from error
         finally:
-            self._boundary = None
+            self._leave_environment()
+            folder_lock.let_go(self)
+
+    def _start_episodes(self) -> None:
+        super()._start_episodes()
+        assert self._last_obs is not None
+        self._guard.check_first(self, self._last_obs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:  # noqa: ANN401 - SB3's arguments
-        """Lines 4 to 6 of Algorithm 1, `train_freq` times: SB3's. Between two rollouts a checkpoint may be saved."""
-        self._boundary = self.num_timesteps
-        rollout = super().collect_rollouts(*args, **kwargs)
-        self._boundary = self.num_timesteps
-        return rollout
+        """Lines 4 to 6 of Algorithm 1, `train_freq` times: `Collecting`'s, with the noise of now."""
+        noise: ActionNoise | None = kwargs.get("action_noise")
+        set_lately = noise is self.action_noise and not isinstance(noise, VectorizedActionNoise)
+        if noise is not None and set_lately and self.n_envs > 1:
+            # SB3 would wrap it anew for each rollout, so that noise which wanders would always be at its start.
+            kwargs["action_noise"] = self.action_noise = VectorizedActionNoise(noise, self.n_envs)
+        return super().collect_rollouts(*args, **kwargs)
 
     def _setup_learn(
         self,
@@ -397,35 +441,43 @@ class SimpleDDPG(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert self.action_space.shape is not None
+        checks.plain_settings(self)  # what was set since they were read
+        self._convert_train_freq()
         checks.check_train_freq(self._train_freq, self.n_envs)
-        self.action_noise = make_action_noise(self.action_noise, self.action_space.shape, self.n_envs)
+        self.action_noise = self.action_noise  # through the setter: it may have been changed in place
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         assert self._last_obs is not None
-        self._guard.check_first(self._last_obs)
+        self._guard.check_first(self, self._last_obs)
+        if self._resumed is not None or self._saved is not None:
+            from sb3_simple_ddpg.checkpoint import look_at_environments
+
+            look_at_environments(self)
         self._last_end = self._episode_num, self.num_timesteps
         if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         if self.verbose >= 1:
-            for sentence in checks.advice(self):
+            for sentence in [*self._untold, *checks.advice(self)]:
                 self.logger.warn(sentence)
+            self._untold = []
         return total_timesteps, callback
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Line 4 of Algorithm 1. Mirrors SB3 2.9.2, bit for bit, in fewer calls of NumPy."""
+        shape = n_envs, *(self.action_space.shape or ())
         if self.num_timesteps < learning_starts or action_noise is None or self._last_obs is None:
-            return super()._sample_action(learning_starts, action_noise, n_envs)
+            noise: Any = None if action_noise is None else partial(drawn, action_noise, shape)
+            return super()._sample_action(learning_starts, noise, n_envs)
         unscaled_actions, _ = self.predict(self._last_obs, deterministic=False)  # as SB3 calls the user's own
-        actions = self.policy.scale_action(unscaled_actions) + action_noise()
+        actions = self.policy.scale_action(unscaled_actions) + drawn(action_noise, shape)
         actions = np.minimum(np.maximum(actions, -1), 1)
         return self.policy.unscale_action(actions), actions
 
     def _on_step(self) -> None:
-        """To wait for the end of an episode that never ends would be for ever, whatever `total_timesteps` says."""
+        """An error where an episode never ends and `train` waits for its end: it would wait for ever."""
         if self._train_freq.unit is not TrainFrequencyUnit.EPISODE:
             return
         if self._last_end[0] != self._episode_num:
@@ -446,9 +498,9 @@ class SimpleDDPG(OffPolicyAlgorithm):
         dones: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2 without its deep copy of what these two buffers do not write to."""
+        """Line 6 of Algorithm 1. Mirrors SB3 2.9.2, without deep copies where the buffer makes its own."""
         over = True in dones.tolist()
-        if not self._guard.accepts(buffer_action, new_obs, reward, infos if over else None):
+        if not self._guard.accepts(self, buffer_action, new_obs, reward, infos if over else None):
             self._skip_transition(replay_buffer, new_obs)
             return
         copies_itself = type(replay_buffer) in (ReplayBuffer, NStepReplayBuffer)
@@ -462,7 +514,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
     def _skip_transition(
         self, replay_buffer: ReplayBuffer, new_obs: npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
     ) -> None:
-        """With `on_non_finite="skip"`: n-step returns and HER must not join what was on either side."""
+        """With `on_non_finite="skip"`. Episodes are cut here, so that n-step returns and HER do not reach across."""
         cut_episodes(replay_buffer)
         normalizer = self._vec_normalize_env
         if normalizer is None:
@@ -478,19 +530,24 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
     @classmethod
     def from_sb3(
-        cls: type[SelfSimpleDDPG], model_or_zip: "DDPG | str | Path | io.BufferedIOBase", env: GymEnv | None = None
+        cls: type[SelfSimpleDDPG],
+        model_or_zip: "DDPG | str | Path | io.BufferedIOBase",
+        env: GymEnv | None = None,
+        custom_objects: dict[str, Any] | None = None,
     ) -> SelfSimpleDDPG:
         """
         Take over a model of SB3's DDPG: weights, optimizer states, replay buffer, counters and settings.
 
-        :param model_or_zip: the model, or the path or open file of its zip (which holds no replay buffer)
+        :param model_or_zip: the model, or the path or open file of its zip, of SB3 1.0 and later (a zip holds no replay
+            buffer; `load_replay_buffer` takes SB3's)
         :param env: to learn on with, reset when learning goes on; None keeps the model's own as it stands
+        :param custom_objects: attributes that take the place of the model's, such as `learning_rate`
         :return: the same agent as SimpleDDPG; the global random streams stay as they were
-        :raises ValueError: for a model that is not SB3's DDPG
+        :raises ValueError: for a model that is not SB3's DDPG, or a zip that cannot be read here
         """
         from sb3_simple_ddpg.convert import from_sb3
 
-        return from_sb3(cls, model_or_zip, env)
+        return from_sb3(cls, model_or_zip, env, custom_objects)
 
     def save_checkpoint(self, folder: str | Path, keep_last: int = 3) -> Path:
         """
@@ -570,9 +627,62 @@ class SimpleDDPG(OffPolicyAlgorithm):
             _, parameters, _ = load_from_zip_file(parameters, device=device, load_data=False)
         super().set_parameters(own_copy(self, parameters), exact_match, device)
 
+    @classmethod
+    def load(
+        cls: type[SelfSimpleDDPG],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,  # noqa: ANN401 - the constructor's
+    ) -> SelfSimpleDDPG:
+        """
+        SB3's `load`. Settings mean what they mean in the constructor, `policy_kwargs` too, which SB3 compares.
+
+        :param path: of a zip that `save` wrote, or the open file
+        :param env: to learn on with, None for the file's own, if it has one
+        :param device: of the networks
+        :param custom_objects: replaces attributes that cannot be read, by name
+        :param print_system_info: of the machine that saved, and of this one
+        :param force_reset: begin with a new episode
+        :param kwargs: arguments of the constructor to change
+        :return: the agent
+        """
+        if "policy_kwargs" in kwargs:
+            kwargs["policy_kwargs"] = checks.plain_policy_kwargs(kwargs["policy_kwargs"])
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "gym":
+                raise
+            raise ValueError(
+                f"{path} was saved by SB3 before 2.0 with gym, which is not installed: for a model of SB3's DDPG use "
+                "SimpleDDPG.from_sb3, which needs none."
+            ) from error
+
+    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Take over a saved replay buffer, of SB3 before 2.0 too; mirrors SB3 2.9.2 but for the reading.
+
+        :param path: that `save_replay_buffer` wrote, or the open file
+        :param truncate_last_traj: of HER: the last episode in the buffer ended where it was saved
+        :raises ValueError: for a file that holds no buffer, or one that cannot be read here
+        """
+        from sb3_simple_ddpg.sb3_files import read_replay_buffer
+
+        self.replay_buffer = read_replay_buffer(path, self.verbose)
+        if isinstance(self.replay_buffer, HerReplayBuffer):
+            assert self.env is not None, "You must pass an environment at load time when using `HerReplayBuffer`"
+            self.replay_buffer.set_env(self.env)
+            if truncate_last_traj:
+                self.replay_buffer.truncate_last_trajectory()
+        self.replay_buffer.device = self.device
+
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_boundary", "_guard"]
+        return [*super()._excluded_save_params(), *networks, "_networks", "_compiled", "_guard", *_OF_THIS_PROCESS]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
@@ -580,7 +690,7 @@ class SimpleDDPG(OffPolicyAlgorithm):
 
 def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str, Any]:
     """
-    PyTorch's optimizers keep the very tensors of a state that they load, and take its flags for their own.
+    A copy to load from: PyTorch's optimizers go on with the very tensors that they are given, and with their flags.
 
     :param model: the agent that is to load
     :param parameters: what `get_parameters` of an agent gave; stays as it is
@@ -594,6 +704,7 @@ def own_copy(model: OffPolicyAlgorithm, parameters: dict[str, Any]) -> dict[str,
     return parameters
 
 
+_OF_THIS_PROCESS = ("_boundary", "_unstored", "_footprints", "_resumed", "_saved", "_said")  # and not of what is saved
 _PATIENCE = 100_000  # timesteps of one episode, at least
 _OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 _STATISTICS = (

@@ -32,8 +32,8 @@ class Snapshot:
         self._looked_at: list[Any] = []
         self._kinds: list[list[th.Tensor]] = []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Snapshot":
-        return Snapshot()  # the views in it would be of other memory than a copy's weights
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Snapshot, ()  # the views in it would be of other memory than a copy's weights
 
     def __bool__(self) -> bool:
         return self._taken

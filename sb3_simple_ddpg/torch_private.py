@@ -27,6 +27,7 @@ What a module consists of, seen in 2.8 and 2.13; where it is missing, `nn.Sequen
 - `Module._modules`, `Module._parameters`.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -139,6 +140,13 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
     if short is None:
         return lambda tensors: whole(*tensors)
     return lambda tensors: short([*tensors])  # it empties the list
+
+
+def end_compile_workers() -> None:
+    """End the processes that PyTorch's compiler keeps for its next work; it starts others when there is some."""
+    compiler: Any = sys.modules.get("torch._inductor.async_compile")
+    if hasattr(compiler, "shutdown_compile_workers"):
+        compiler.shutdown_compile_workers()
 
 
 def layout_check(tensors: Sequence[th.Tensor]) -> Callable[[], bool]:

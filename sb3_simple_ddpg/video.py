@@ -3,7 +3,7 @@
 Not here: how a run is built and read again (`runs.py`), and pictures of numbers (`plotting.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,19 @@ def check_path(path: str | Path) -> Path:
     return checked_target(path)
 
 
-def film_run(folder: Path, path: str | Path, seed: int) -> int:
+def film_run(folder: Path, path: str | Path, seed: int, env_kwargs: Mapping[str, Any] | None = None) -> int:
     """
     Write a film of one deterministic episode of a run.
 
     :param folder: that `simple-ddpg train` wrote
     :param path: ends in .gif or .mp4
     :param seed: of the environment
+    :param env_kwargs: arguments of the environment, beside or in place of those of the run
     :return: number of timesteps of the episode
     :raises ValueError: when the folder holds no run, the environment cannot be drawn, or the path not be written
     """
     path = check_path(path)
-    model = runs.load_run(folder, seed=seed, render_mode="rgb_array")
+    model = runs.load_run(folder, seed=seed, render_mode="rgb_array", env_kwargs=env_kwargs)
     try:
         frames, fps = record_episode(model)
     finally:

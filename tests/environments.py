@@ -1,4 +1,4 @@
-"""Two tiny environments whose answers are known by hand. Not here: tests."""
+"""Three tiny environments whose answers are known by hand. Not here: tests."""
 
 from typing import Any
 
@@ -65,5 +65,43 @@ class Chain(gym.Env[Observation, npt.NDArray[Any]]):
         return self._observation(), 1.0, over and self.ends == "terminated", over and self.ends == "truncated", {}
 
 
+class Goal(Bandit):
+    """The bandit, whose info says whether the action was within 0.5 of the best one; rewards are times `scale`."""
+
+    def __init__(self, best: float = 2.0, scale: float = 1.0, tells: bool = True) -> None:
+        super().__init__(best)
+        self.scale = scale
+        self.tells = tells
+
+    def step(self, action: npt.NDArray[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        success = {"is_success": reward >= 0.5} if self.tells else {}
+        return observation, self.scale * reward, terminated, truncated, {**info, **success}
+
+
 gym.register("TestBandit-v0", Bandit, max_episode_steps=10)
 gym.register("TestEndless-v0", Chain)
+gym.register("TestGoal-v0", Goal, max_episode_steps=10)
+gym.register("TestRequired-v0", lambda best, **kwargs: Bandit(best, **kwargs), max_episode_steps=10)
+
+
+class Clock(gym.Env[Observation, npt.NDArray[Any]]):
+    """A place that the action moves, and the time: 20 steps an episode, and in every step the time goes one further."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-100, 100, (2,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def _observation(self) -> Observation:
+        return np.array([self.x, self.t], np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.uniform(-1, 1)), 0
+        return self._observation(), {}
+
+    def step(self, action: npt.NDArray[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        self.x, self.t = float(np.clip(self.x + 0.1 * np.ravel(action)[0], -5, 5)), self.t + 1
+        return self._observation(), -abs(self.x), False, self.t >= 20, {}

@@ -6,6 +6,7 @@ Not here: 200 kills in a row (`make crash-test`) and SB3's `save` and `load` (`t
 import errno
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 import pandas
 import pytest
 import torch as th
+from filelock import FileLock, Timeout
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -28,14 +31,24 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_simple_ddpg import SimpleDDPG, checkpoint, cli
+from sb3_simple_ddpg import SimpleDDPG, checkpoint, cli, folder_lock
 from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
-from sb3_simple_ddpg.storage import CheckpointError, read_buffer
+from sb3_simple_ddpg.storage import CheckpointError, decode, encode, read_buffer
 from tests.environments import Bandit, Chain
 from tests.side_by_side import CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, Dummy, settings
+
+ROOT = Path(__file__).parent.parent
 
 
 class Walk(gym.Env[Any, np.ndarray]):
@@ -300,6 +313,342 @@ def test_random_numbers_of_spaces_and_generators_inside_the_environment_go_on(tm
     assert_equal_runs(resumed, live)
 
 
+class Helper:
+    """Holds a stream in one of several ways, one object deeper than the environment."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+
+class Slotted:
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+
+def drawing(hold: Callable[[], tuple[Any, Callable[[Any], float]]]) -> type[Walk]:
+    """A walk pushed by one number a step from what `hold` gives, which is made in the constructor."""
+
+    class Drawing(Walk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held, self.draw = hold()
+
+        def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, *others = super().step(action)
+            return observation + self.draw(self.held), *others
+
+    return Drawing
+
+
+def closed_over() -> tuple[Any, Callable[[Any], float]]:
+    stream = np.random.default_rng()
+    return None, lambda _: stream.normal()
+
+
+STREAMS: dict[str, Callable[[], tuple[Any, Callable[[Any], float]]]] = {
+    "random_state": lambda: (np.random.RandomState(), lambda held: held.normal()),
+    "python": lambda: (random.Random(), lambda held: held.gauss(0, 1)),
+    "torch": lambda: (th.Generator().manual_seed(th.seed() % 2**32), lambda held: th.rand(1, generator=held).item()),
+    "generator_of_another_kind": lambda: (np.random.Generator(np.random.SFC64()), lambda held: held.normal()),
+    "one_object_deeper": lambda: (Helper(np.random.default_rng()), lambda held: held.stream.normal()),
+    "two_objects_deeper": lambda: (Helper(Helper(random.Random())), lambda held: held.stream.stream.random()),
+    "in_slots": lambda: (Slotted(np.random.RandomState()), lambda held: held.stream.rand()),
+    "in_a_dict": lambda: ({"a": {3: np.random.default_rng()}}, lambda held: held["a"][3].normal()),
+    "in_a_list_in_a_tuple": lambda: (([np.random.RandomState()],), lambda held: held[0][0].rand()),
+    "a_bound_method": lambda: (np.random.default_rng().normal, lambda held: held()),
+    "closed_over": closed_over,
+    "spawning": lambda: (np.random.default_rng(), lambda held: held.spawn(1)[0].normal()),
+    "the_bits_alone": lambda: (np.random.PCG64(), lambda held: np.random.Generator(held).normal()),
+    "a_space_deeper": lambda: ([spaces.Box(-1, 1, (1,), np.float64)], lambda held: held[0].sample().item()),
+    "a_dict_space": lambda: (
+        spaces.Dict({"a": spaces.Tuple([spaces.Box(-1, 1, (1,), np.float64)])}),
+        lambda held: held.sample()["a"][0].item(),
+    ),
+}
+
+
+def go_on_both_ways(
+    make_env: Callable[[], Any], folder: Path, callback: bool = False, **changes: Any
+) -> tuple[SimpleDDPG, SimpleDDPG]:
+    """The model that was resumed, in an environment of its own, and the one that went on."""
+    live = SimpleDDPG("MlpPolicy", make_env(), **settings(**changes))
+    # 23 of 25 timesteps: in mid-episode. With a callback, from inside `learn`.
+    live.learn(23, ExactCheckpointCallback(folder, 23) if callback else None)
+    if not callback:
+        live.save_checkpoint(folder)
+    live.learn(30, reset_num_timesteps=False)
+    scramble()
+    return SimpleDDPG.resume(folder, make_env()).learn(30, reset_num_timesteps=False), live
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_random_streams_that_the_environment_holds_go_on(stream, tmp_path):
+    assert_equal_runs(*go_on_both_ways(drawing(STREAMS[stream]), tmp_path))
+
+
+@pytest.mark.parametrize("make", [np.random.RandomState, random.Random], ids=["numpy", "python"])
+def test_random_streams_of_wrappers_go_on(make, tmp_path):
+    class Shaken(gym.ObservationWrapper[Any, Any, Any]):
+        def __init__(self, env: gym.Env[Any, Any]) -> None:
+            super().__init__(env)
+            self.stream = make()
+
+        def observation(self, observation: Any) -> Any:
+            return observation + self.stream.uniform(0, 1)
+
+    class ShakenTogether(VecEnvWrapper):
+        def __init__(self, venv: VecEnv) -> None:
+            super().__init__(venv)
+            self.stream = make()
+
+        def reset(self) -> Any:
+            return self.venv.reset() + self.stream.uniform(0, 1)
+
+        def step_wait(self) -> Any:
+            observations, *others = self.venv.step_wait()
+            return observations + self.stream.uniform(0, 1), *others
+
+    assert_equal_runs(*go_on_both_ways(lambda: Monitor(Shaken(Walk())), tmp_path / "inside"))
+    together = go_on_both_ways(lambda: ShakenTogether(DummyVecEnv([lambda: Shaken(Walk())] * 2)), tmp_path / "outside")
+    assert_equal_runs(*together)
+
+
+def test_a_stream_that_a_reset_with_a_seed_makes_goes_on(tmp_path):
+    class Old(Walk):
+        """As environments of the old Gym: one stream, made anew where a seed is given."""
+
+        stream: Any = None
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            if seed is not None or self.stream is None:
+                self.stream = np.random.RandomState(seed)
+                self.same = self.stream
+            return self.state + self.stream.normal(), {}
+
+        def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, *others = super().step(action)
+            return observation + self.same.normal(), *others
+
+    assert_equal_runs(*go_on_both_ways(Old, tmp_path))
+
+
+def test_two_names_of_np_random_stay_one_stream(tmp_path):
+    class TwoNames(Walk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stream = self.np_random
+
+        def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, *others = super().step(action)
+            return observation + self.stream.normal(), *others
+
+    resumed, live = go_on_both_ways(TwoNames, tmp_path, seed=None)
+    assert_equal_runs(resumed, live)
+    inner = resumed.env.envs[0].unwrapped
+    assert inner.stream is inner.np_random
+
+
+MODULE_STREAM = np.random.default_rng(5)
+
+
+def test_streams_of_the_class_and_of_its_module_go_on(tmp_path):
+    class OfTheClass(Walk):
+        stream = random.Random(4)
+
+        def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, *others = super().step(action)
+            return observation + self.stream.random() + MODULE_STREAM.normal(), *others
+
+    live = SimpleDDPG("MlpPolicy", OfTheClass(), **settings()).learn(23)
+    live.save_checkpoint(tmp_path)
+    live.learn(30, reset_num_timesteps=False)
+    # Both runs draw from the one stream; what the first drew is taken back.
+    resumed = SimpleDDPG.resume(tmp_path, OfTheClass()).learn(30, reset_num_timesteps=False)
+    assert_equal_runs(resumed, live)
+
+
+def test_running_statistics_of_gymnasium_wrappers_go_on(tmp_path):
+    def env() -> gym.Env[Any, Any]:
+        return gym.wrappers.NormalizeObservation(Walk())
+
+    assert_equal_runs(*go_on_both_ways(env, tmp_path))
+
+
+class Counter(Walk):
+    """Each episode is longer than the one before, up to 9 steps: a curriculum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.course = Helper(0)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.course.stream += 1
+        return super().reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated or self.steps > self.course.stream, info
+
+
+@pytest.mark.parametrize("callback", [True, False], ids=["in_learn", "by_hand"])
+def test_resume_names_what_it_cannot_restore(callback, tmp_path, capsys):
+    go_on_both_ways(Counter, tmp_path, callback, verbose=1)
+    said = capsys.readouterr().out
+    assert said.count("A resumed run may differ from the uninterrupted one") == 1
+    assert "stopped run in envs[0].env.course.stream (places in model.env)" in said
+    assert "get_state() and set_state(state)" in said
+
+
+def test_resume_names_a_file_that_was_read_from(tmp_path, capsys):
+    data = tmp_path / "data.txt"
+    data.write_text("0.5\n" * 1000)
+
+    class Reading(Walk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.file = data.open(encoding="utf-8")
+
+        def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, *others = super().step(action)
+            return observation + float(self.file.readline()), *others
+
+    for model in go_on_both_ways(Reading, tmp_path / "run", True, verbose=1):
+        model.env.envs[0].unwrapped.file.close()
+    assert "in envs[0].env.file (places" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("closed_environments")
+def test_resume_names_environments_of_other_processes_whose_first_observation_differs(tmp_path, capsys):
+    env = drawing(STREAMS["python"])
+
+    class FromTheStart(env):  # type: ignore[misc,valid-type]
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            observation, info = super().reset(seed=seed)
+            return observation + self.held.random(), info
+
+    go_on_both_ways(lambda: SubprocVecEnv([Walk, FromTheStart], start_method="fork"), tmp_path, True, verbose=1)
+    assert "stopped run in the first observation of environment 1 (places" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("closed_environments")
+@pytest.mark.parametrize("case", [*CASES, "pendulum", "wrapped"])
+def test_resume_names_nothing_more_where_all_is_restored(case, tmp_path, capsys):
+    more: dict[str, Any] = {
+        "pendulum": ("MlpPolicy", lambda: gym.make("Pendulum-v1"), {}),
+        "wrapped": (
+            "MlpPolicy",
+            lambda: gym.wrappers.RecordEpisodeStatistics(gym.wrappers.TimeLimit(gym.make("TestWalk-v0"), 5)),
+            {},
+        ),
+    }
+    policy, make_env, changes = {**CASES, **more}[case]
+    model = SimpleDDPG(policy, make_env(), **settings(**changes)).learn(20, ExactCheckpointCallback(tmp_path, 18))
+    assert (next(tmp_path.glob("step_*")) / checkpoint.AFTERWARDS).exists()
+    resumed = SimpleDDPG.resume(tmp_path, make_env())
+    assert resumed._resumed.expected
+    assert resumed._resumed.lost == []
+    resumed.verbose = 1
+    resumed.learn(20, reset_num_timesteps=False)
+    said = capsys.readouterr().out
+    if isinstance(unwrapped := vars(model.env.unwrapped).get("envs", [Walk()])[0].unwrapped, Dummy):
+        assert re.search(
+            r"stopped run in (venv\.)?envs\[0\](\.env)?\.actions \(places", said
+        )  # it keeps all that it was ever given
+        assert len(unwrapped.actions) > 0
+    else:
+        assert "resumed run" not in said
+
+
+class Offering(Counter):
+    def get_state(self) -> Any:
+        return {"course": self.course.stream, "pair": (np.float32(0.1), None)}
+
+    def set_state(self, state: Any) -> None:
+        assert state["pair"] == [np.float32(0.1), None]  # tuples become lists
+        self.course.stream = state["course"]
+
+
+@pytest.mark.usefixtures("closed_environments")
+@pytest.mark.parametrize("where", ["environment", "under_wrappers", "wrapper", "vec_env_wrapper", "process"])
+def test_what_an_environment_gives_out_of_itself_is_restored(where, tmp_path, capsys):
+    class Longer(gym.Wrapper[Any, Any, Any, Any]):
+        number = 0
+
+        def reset(self, **arguments: Any) -> Any:
+            self.number += 1
+            observation, info = super().reset(**arguments)
+            return observation + self.number, info
+
+        def get_state(self) -> Any:
+            return self.number
+
+        def set_state(self, state: Any) -> None:
+            self.number = state
+
+    class LongerTogether(VecEnvWrapper):
+        number = 0
+
+        def reset(self) -> Any:
+            self.number += 1
+            return self.venv.reset() + self.number
+
+        def step_wait(self) -> Any:
+            return self.venv.step_wait()
+
+        get_state, set_state = Longer.get_state, Longer.set_state
+
+    make_env: Callable[[], Any] = {
+        "environment": Offering,
+        "under_wrappers": lambda: Monitor(gym.wrappers.TimeLimit(Offering(), 8)),
+        "wrapper": lambda: gym.wrappers.TimeLimit(Longer(Offering()), 8),
+        "vec_env_wrapper": lambda: LongerTogether(VecNormalize(DummyVecEnv([Offering, lambda: Longer(Walk())]))),
+        "process": lambda: SubprocVecEnv([Offering, Offering], start_method="fork"),
+    }[where]
+    assert_equal_runs(*go_on_both_ways(make_env, tmp_path, True, verbose=1))
+    assert "A resumed run may" not in capsys.readouterr().out
+
+
+def test_a_state_that_cannot_be_stored_is_refused_with_the_cure(tmp_path):
+    class Odd(Offering):
+        def get_state(self) -> Any:
+            return {"course": self.course}
+
+    model = SimpleDDPG("MlpPolicy", Odd(), **settings()).learn(20)
+    with pytest.raises(
+        ValueError, match=r"Odd\.get_state\(\) of model\.env\.envs\[0\]\.env must return numbers, strings"
+    ):
+        model.save_checkpoint(tmp_path)
+
+
+def test_methods_of_other_arguments_are_not_taken_for_the_hooks(tmp_path):
+    class Mujoco(Counter):
+        def get_state(self) -> Any:
+            raise AssertionError("not called")
+
+        def set_state(self, positions: Any, velocities: Any) -> None:
+            raise AssertionError("not called")
+
+    go_on_both_ways(Mujoco, tmp_path)
+
+
+def test_an_environment_that_takes_no_state_is_refused_where_one_is_stored(tmp_path):
+    SimpleDDPG("MlpPolicy", Offering(), **settings()).learn(20).save_checkpoint(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"what get_state\(\) of model\.env\.envs\[0\]\.env gave.*build `env` as for t"
+    ):
+        SimpleDDPG.resume(tmp_path, Counter())
+
+
+def test_a_stream_without_a_state_is_named_once(tmp_path, capsys):
+    env = drawing(lambda: (random.SystemRandom(), lambda held: held.random()))
+    SimpleDDPG("MlpPolicy", env(), **settings(verbose=1)).learn(40, ExactCheckpointCallback(tmp_path, 10))
+    said = capsys.readouterr().out
+    assert said.count("The random state of envs[0].env.held is not in the checkpoint, since it cannot be read") == 1
+
+
 def test_environment_without_a_random_state_is_named_in_the_log(tmp_path, capsys):
     class Opaque(Walk):
         np_random = None  # type: ignore[assignment]
@@ -526,6 +875,130 @@ def test_files_of_a_newer_version_are_not_read(tmp_path):
         SimpleDDPG.resume(tmp_path, Walk())
 
 
+def test_checkpoints_of_format_1_are_resumed(tmp_path):
+    """They held generators by the number of wrappers around them, and the seeds of the innermost VecEnv alone."""
+    env = drawing(lambda: (np.random.default_rng(), lambda held: held.normal()))
+    live = SimpleDDPG("MlpPolicy", Monitor(env()), **settings()).learn(23)
+    path = live.save_checkpoint(tmp_path)
+    inner = live.env.envs[0].unwrapped
+    state = decode(json.loads((path / checkpoint.STATE).read_text()))
+    del state["given"], state["random"]["streams"]
+    state["random"]["generators"] = {
+        "0.1.held": inner.held.bit_generator.state,
+        "0.1.observation_space.0": inner.observation_space.np_random.bit_generator.state,
+    }
+    state["random"]["seeds"] = [None]
+    (path / checkpoint.STATE).write_text(json.dumps(encode(state)))
+    (path / checkpoint.AFTERWARDS).unlink(missing_ok=True)
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    manifest["format"] = 1
+    manifest["sha256"][checkpoint.STATE] = checkpoint._checksum(path / checkpoint.STATE)
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    live.learn(30, reset_num_timesteps=False)
+    resumed = SimpleDDPG.resume(tmp_path, Monitor(env())).learn(30, reset_num_timesteps=False)
+    assert_equal_runs(resumed, live)
+
+
+# --- vectorised environments of other makers -----------------------------------------------------------------------
+
+
+class OwnVecEnv(VecEnv):
+    """Two walks, by somebody who left out `super().__init__()` and all that nobody had ever asked for."""
+
+    def __init__(self) -> None:
+        self.walks = [Walk(), Walk()]
+        self.num_envs = 2
+        self.observation_space, self.action_space = self.walks[0].observation_space, self.walks[0].action_space
+        self.render_mode = None
+
+    def reset(self) -> Any:
+        return np.stack([walk.reset()[0] for walk in self.walks])
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = np.zeros((2, 2)), np.zeros(2), np.zeros(2, bool), [{}, {}]
+        for index, walk in enumerate(self.walks):
+            observations[index], rewards[index], _, dones[index], _ = walk.step(self.actions[index])
+            if dones[index]:
+                infos[index] = {"terminal_observation": observations[index].copy(), "TimeLimit.truncated": True}
+                observations[index] = walk.reset()[0]
+        return observations, rewards, dones, infos
+
+    def close(self) -> None: ...
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> Any:
+        raise NotImplementedError
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise NotImplementedError
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> Any:
+        return [False] * 2
+
+
+class OverGymnasium(VecEnvWrapper):
+    """As SuperSuit's: around a vectorised environment of Gymnasium, without `super().__init__()`."""
+
+    def __init__(self) -> None:
+        self.venv = gym.vector.SyncVectorEnv([Walk, Walk], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)  # type: ignore[assignment]
+        self.num_envs = 2
+        self.observation_space, self.action_space = self.venv.single_observation_space, self.venv.single_action_space
+        self.render_mode = None
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        return self.venv.reset()[0]
+
+    def seed(self, seed: int | None = None) -> Any:
+        return [None] * 2
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> Any:
+        observations, rewards, terminated, truncated, given = self.venv.step(self.actions)
+        infos: list[dict[str, Any]] = [{}, {}]
+        for index in np.flatnonzero(truncated):
+            infos[index] = {"terminal_observation": given["final_obs"][index], "TimeLimit.truncated": True}
+        return observations, rewards, terminated | truncated, infos
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> Any:
+        return [False] * 2
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> Any:
+        return [self.venv.get_attr(attr_name)] * self.num_envs
+
+    def getattr_recursive(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def getattr_depth_check(self, name: str, already_found: bool) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("make_env", [OwnVecEnv, OverGymnasium, lambda: VecNormalize(VecMonitor(OverGymnasium()))])
+@pytest.mark.parametrize("callback", [True, False], ids=["in_learn", "by_hand"])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_vectorised_environments_that_lack_what_sb3_sets_are_resumed_exactly(make_env, callback, seed, tmp_path):
+    resumed, live = go_on_both_ways(make_env, tmp_path, callback, seed=seed)
+    assert_equal_runs(resumed, live)
+
+
+def test_seeds_that_were_given_are_used_after_resuming(tmp_path):
+    live = SimpleDDPG("MlpPolicy", VecNormalize(walks(2)), **settings())
+    live.learn(20)
+    live.env.seed(77)
+    live.save_checkpoint(tmp_path)
+    resumed = SimpleDDPG.resume(tmp_path, VecNormalize(walks(2)))
+    assert resumed.env.unwrapped._seeds == [77, 78]
+    live.learn(30, reset_num_timesteps=False)
+    resumed = SimpleDDPG.resume(tmp_path, VecNormalize(walks(2))).learn(30, reset_num_timesteps=False)
+    assert_equal_runs(resumed, live)
+
+
 def test_another_run_in_the_same_folder_is_refused_before_it_starts(tmp_path):
     three_checkpoints(tmp_path)
     with pytest.raises(ValueError, match=r"holds step_36 of another run.*name another folder"):
@@ -627,6 +1100,192 @@ def test_run_goes_on_when_its_logs_find_the_disk_full(tmp_path, monkeypatch, cap
     said = capsys.readouterr().err
     assert said.count("No checkpoint could be written at timestep") == 3
     assert SimpleDDPG.load(tmp_path / "run" / "model.zip").num_timesteps == 60
+
+
+# --- two that write into one folder --------------------------------------------------------------------------------
+
+SECOND = """
+import sys
+from pathlib import Path
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
+from tests.side_by_side import settings
+from tests.test_checkpoint import Walk
+folder, what = Path(sys.argv[1]), sys.argv[2]
+if what == "resume":
+    model = SimpleDDPG.resume(folder, Walk())
+else:
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+if what == "save":
+    model.save_checkpoint(folder)
+if what == "learn":
+    model.learn(30, ExactCheckpointCallback(folder, 10))
+if what == "wait":
+    model.save_checkpoint(folder)
+    print("saved", flush=True)
+    sys.stdin.read()
+print("timestep", model.num_timesteps)
+"""
+
+
+def in_another_process(folder: Path, what: str) -> str:
+    command = [sys.executable, "-c", SECOND, str(folder), what]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return done.stdout + done.stderr
+
+
+class Ask(BaseCallback):
+    """At this timestep, do something and keep what it gives."""
+
+    def __init__(self, at: int, what: Callable[[], Any]) -> None:
+        super().__init__()
+        self.at, self.what, self.answer = at, what, None
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.at:
+            self.answer = self.what()
+        return True
+
+
+def test_a_second_process_is_refused_before_it_learns_and_may_read(tmp_path):
+    questions = [Ask(at, lambda what=what: in_another_process(tmp_path, what)) for at, what in QUESTIONS]
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.learn(30, CallbackList([ExactCheckpointCallback(tmp_path, 10), *questions]))
+    for question in questions[:2]:
+        assert f"CheckpointError: Another process writes into {tmp_path}: wait until it has ended" in question.answer
+        assert "timestep" not in question.answer
+    assert questions[2].answer == "timestep 10\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_20", "step_30"]
+    # Learning has ended, and so has the claim.
+    assert "CheckpointError" in in_another_process(tmp_path, "save")  # step_30 of another run
+    shutil.rmtree(tmp_path)
+    assert in_another_process(tmp_path, "learn") == "timestep 30\n"
+
+
+QUESTIONS = [(12, "learn"), (13, "save"), (14, "resume")]
+
+
+def test_a_folder_saved_to_by_hand_stays_the_models_as_long_as_it_lives(tmp_path):
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(10)
+    model.save_checkpoint(tmp_path)
+    assert "Another process writes into" in in_another_process(tmp_path, "save")
+    model.learn(10, reset_num_timesteps=False)
+    model.save_checkpoint(tmp_path)
+    other = SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(50)
+    with pytest.raises(
+        ValueError, match=r"Another model of this process writes into .*: name another folder, go on with"
+    ):
+        other.save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="Another model of this process"):
+        other.learn(10, ExactCheckpointCallback(tmp_path, 5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_20"]
+    del model
+    other.num_timesteps = 50  # which the refused call of learn has set back
+    assert other.save_checkpoint(tmp_path).name == "step_50"
+
+
+def test_a_resumed_model_takes_the_place_of_the_one_before(tmp_path):
+    first = SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(10)
+    first.save_checkpoint(tmp_path)
+    second = SimpleDDPG.resume(tmp_path, Walk())
+    second.learn(20, ExactCheckpointCallback(tmp_path, 10), reset_num_timesteps=False)
+    second.save_checkpoint(tmp_path)
+    first.learn(50, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="Another model of this process writes into"):
+        first.save_checkpoint(tmp_path)
+
+
+def test_nobody_takes_the_place_of_a_model_that_learns(tmp_path):
+    def steal() -> Any:
+        thief = SimpleDDPG.resume(tmp_path, Walk())
+        with pytest.raises(ValueError, match="Another model of this process writes into"):
+            thief.learn(10, ExactCheckpointCallback(tmp_path, 5), reset_num_timesteps=False)
+        return True
+
+    ask = Ask(15, steal)
+    SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(30, CallbackList([ExactCheckpointCallback(tmp_path, 10), ask]))
+    assert ask.answer is True
+    assert SimpleDDPG.resume(tmp_path, Walk()).num_timesteps == 30
+
+
+def test_a_run_that_was_interrupted_lets_go_of_its_folder(tmp_path):
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(30, CallbackList([ExactCheckpointCallback(tmp_path, 10), Stop(15)]))
+    assert in_another_process(tmp_path, "resume") == "timestep 10\n"
+    resumed = SimpleDDPG.resume(tmp_path, Walk())
+    resumed.learn(20, ExactCheckpointCallback(tmp_path, 10), reset_num_timesteps=False)
+    assert resumed.num_timesteps == 30
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills")
+def test_a_killed_process_leaves_no_lock_behind_nor_does_a_child_of_it(tmp_path):
+    command = [sys.executable, "-c", SECOND, str(tmp_path), "wait"]
+    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdin is not None
+    assert first.stdout.readline() == "saved\n"
+    assert "Another process writes into" in in_another_process(tmp_path, "save")
+    first.kill()
+    first.wait()
+    first.stdin.close()
+    first.stdout.close()
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.save_checkpoint(tmp_path)
+    # A forked process, such as an environment's, outlives its parent here.
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    assert "Another process writes into" in in_another_process(tmp_path, "save")
+    folder_lock.let_go(model, tmp_path)
+    assert "timestep 0" in in_another_process(tmp_path, "save")
+    os.close(writing)
+    os.waitpid(child, 0)
+
+
+def test_models_and_callbacks_with_a_claim_are_copied_and_pickled(tmp_path):
+    callback = ExactCheckpointCallback(tmp_path / "checkpoints", 10)
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.learn(30, callback)
+    model.save_checkpoint(tmp_path / "by_hand")
+    callback.locals, callback.globals = {}, {}  # SB3's, which hold modules
+    assert deepcopy(callback).folder == pickle.loads(pickle.dumps(callback)).folder == callback.folder
+    copied = deepcopy(model)
+    with pytest.raises(ValueError, match="Another model of this process writes into"):
+        copied.save_checkpoint(tmp_path / "by_hand")
+    assert model.save_checkpoint(tmp_path / "by_hand").name == "step_30"
+
+
+def test_a_folder_that_was_removed_and_made_anew_is_claimed_anew(tmp_path):
+    folder = tmp_path / "checkpoints"
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.save_checkpoint(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    model.save_checkpoint(folder)
+    assert "Another process writes into" in in_another_process(folder, "save")
+
+
+def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path, monkeypatch):
+    def no_folders(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(folder_lock, "fcntl", type("NFS", (), {**vars(fcntl), "flock": staticmethod(no_folders)}))
+    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
+    model.save_checkpoint(tmp_path)
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / ".lock").acquire(timeout=0)
+    folder_lock.let_go(model, tmp_path)
+    with FileLock(tmp_path / ".lock").acquire(timeout=0):
+        other = SimpleDDPG("MlpPolicy", Walk(), **settings())
+        with pytest.raises(ValueError, match="Another process writes into"):
+            other.save_checkpoint(tmp_path)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_0"]
 
 
 # --- an environment that is not as for training --------------------------------------------------------------------
@@ -753,8 +1412,7 @@ def test_code_of_the_documentation_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("script", "arguments"), [("crash_test", ["--kills", "3"]), ("soak", ["--timesteps", "8000"])])
 def test_short_crash_test_and_soak_pass(script, arguments):
     command = [sys.executable, "-m", f"tests.long.{script}", *arguments]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout)
     assert figures["updates"] > 0

@@ -4,7 +4,9 @@ Not here: the command line's own mistakes (test_cli.py).
 """
 
 import inspect
+import types
 import warnings
+from collections.abc import Sequence
 
 import gymnasium as gym
 import numpy as np
@@ -13,10 +15,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DDPG
 from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from stable_baselines3.td3.policies import TD3Policy
+from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_simple_ddpg import SimpleDDPG, checks
+from sb3_simple_ddpg.policies import MlpPolicy
 from tests.environments import Bandit, Chain
 
 TINY = {"net_arch": [8]}
@@ -50,7 +54,7 @@ def test_learn_has_sb3_s_arguments_and_its_own_name_in_the_log():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"buffer_size": -5}, "buffer_size must be at least 1, got -5"),
         ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
-        ({"learning_starts": -1}, "learning_starts must be at least 0, got -1"),
+        ({"learning_starts": -2}, "learning_starts must be at least -1, got -2"),
         ({"gradient_steps": -2}, "gradient_steps must be at least -1, got -2"),
         ({"train_freq": 0}, "train_freq must be at least 1, got 0"),
         ({"train_freq": (0, "episode")}, "train_freq must be at least 1, got 0"),
@@ -60,8 +64,12 @@ def test_learn_has_sb3_s_arguments_and_its_own_name_in_the_log():
         ({"max_grad_norm": -1.0}, "max_grad_norm must be .*, got -1.0"),
         ({"on_non_finite": "ignore"}, "on_non_finite must be 'stop' or 'skip', got 'ignore'"),
         ({"policy_kwargs": {"n_critics": 2}}, "n_critics must be 1, got 2.*TD3"),
+        ({"policy_kwargs": {"net_arch": {"pi": [8], "vf": [8]}}}, "'pi' .* and 'qf'.*got .*vf.*rename 'vf' to 'qf'"),
+        ({"policy_kwargs": {"net_arch": {"pi": [8], "q": [8]}}}, "must have the keys 'pi' .* and 'qf'"),
+        ({"policy_kwargs": {"net_arch": "64"}}, r"got '64': \[256, 256\]"),
+        ({"policy_kwargs": {"net_arch": 64}}, r"got 64: \[256, 256\]"),
         ({"policy": "MlpLstmPolicy"}, "MlpLstmPolicy unknown: choose from MlpPolicy.*RecurrentPPO"),
-        ({"policy": TD3Policy}, "TD3Policy.*from_sb3"),
+        ({"policy": SACPolicy}, "SACPolicy.*from_sb3"),
     ],
 )
 def test_impossible_values_are_refused_with_value_and_cure(setting: dict, message: str):
@@ -73,7 +81,19 @@ def test_impossible_values_are_refused_with_value_and_cure(setting: dict, messag
     ("setting", "message"),
     [
         ({"gamma": "0.9"}, "gamma must be a number, got '0.9'"),
-        ({"batch_size": 32.0}, "batch_size must be a whole number, got 32.0"),
+        ({"batch_size": 32.5}, "batch_size must be a whole number, got 32.5: write 256, for example"),
+        ({"learning_starts": 2.5}, "learning_starts must be a whole number, got 2.5: write 100, for example"),
+        ({"buffer_size": float("inf")}, "buffer_size must be a whole number, got inf"),
+        ({"train_freq": "step"}, r"train_freq must be a whole number, got 'step': write 1 or \(1, 'episode'\)"),
+        ({"train_freq": 1.5}, "train_freq must be a whole number, got 1.5"),
+        ({"policy_kwargs": {"net_arch": [64.5]}}, "units of a layer must be a whole number, got 64.5: write 256"),
+        ({"policy_kwargs": {"net_arch": ["64"]}}, "units of a layer must be a whole number, got '64'"),
+        (
+            {"policy_kwargs": {"optimizer_kwargs": {"lr": 0.1}}},
+            r"got lr=0.1: write SimpleDDPG\(..., learning_rate=0.1\)",
+        ),
+        ({"policy_kwargs": {"critic_optimizer_kwargs": {"lr": 0.1}}}, r"got lr=0.1.* critic_learning_rate=0.1\)"),
+        ({"net_arch": [8]}, r"no argument net_arch=\[8\]: .*policy_kwargs=dict\(net_arch=\[8\]\)"),
         ({"learning_starts": True}, "learning_starts must be a whole number, got True"),
         ({"learning_rate": [1e-3]}, "learning_rate must be a number"),
         ({"policy_delay": 2}, "no argument policy_delay=2: stable_baselines3.TD3 has it"),
@@ -88,6 +108,161 @@ def test_impossible_values_are_refused_with_value_and_cure(setting: dict, messag
 def test_wrong_types_and_other_algorithms_arguments_are_refused_by_name(setting: dict, message: str):
     with pytest.raises(TypeError, match=message):
         SimpleDDPG("MlpPolicy", Bandit(), **setting)
+
+
+class ListOfALibrary(Sequence):
+    """What OmegaConf's ListConfig is to us: a sequence that is neither list nor tuple."""
+
+    def __init__(self, *entries: object) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index):
+        return self.entries[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "held"),
+    [
+        ("learning_starts", 6.0, 6),
+        ("learning_starts", -1, -1),
+        ("learning_starts", -1.0, -1),
+        ("buffer_size", 1e3, 1000),
+        ("batch_size", 8.0, 8),
+        ("batch_size", np.float32(8), 8),
+        ("batch_size", np.int64(8), 8),
+        ("batch_size", th.tensor(8), 8),
+        ("gradient_steps", 2.0, 2),
+        ("gradient_steps", -1.0, -1),
+        ("n_steps", 3.0, 3),
+        ("seed", np.int64(3), 3),
+        ("seed", 3.0, 3),
+        ("tau", np.float32(0.5), 0.5),
+        ("gamma", np.array(0.5), 0.5),
+        ("max_grad_norm", th.tensor(0.5), 0.5),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("critic_learning_rate", th.tensor(0.5), 0.5),
+        ("train_freq", 2.0, (2, "step")),
+        ("train_freq", np.int64(2), (2, "step")),
+        ("train_freq", (1.0, "episode"), (1, "episode")),
+        ("train_freq", [1, "episode"], (1, "episode")),
+        ("train_freq", ListOfALibrary(1, "episode"), (1, "episode")),
+    ],
+)
+@pytest.mark.parametrize("when", ["built", "later", "loaded"])
+def test_settings_are_taken_as_people_write_them(name: str, given: object, held: object, when: str, tmp_path):
+    settings = {"policy_kwargs": TINY, "learning_starts": 5, "buffer_size": 100, "batch_size": 4}
+    model = SimpleDDPG("MlpPolicy", Bandit(), **{**settings, **({name: given} if when == "built" else {})})
+    if when == "later":
+        setattr(model, name, given)
+    elif when == "loaded":
+        model.save(tmp_path / "model")
+        model = SimpleDDPG.load(tmp_path / "model", env=Bandit(), **{name: given})
+    model.learn(10)
+    value = getattr(model, name)
+    if name == "train_freq":
+        value = value.frequency, value.unit.value
+    assert value == held
+    assert str(value) == str(held)  # of Python's own types
+    assert model._n_updates > 0
+
+
+def test_minus_one_random_steps_are_none_as_in_sb3():
+    updates = [
+        algorithm("MlpPolicy", Bandit(), learning_starts=-1, buffer_size=50, policy_kwargs={"net_arch": [8]})
+        .learn(7)
+        ._n_updates
+        for algorithm in (SimpleDDPG, DDPG)
+    ]
+    assert updates == [7, 7]
+
+
+@pytest.mark.parametrize("total_timesteps", [1e1, np.float64(10), np.int32(10), th.tensor(10)])
+def test_length_of_training_may_be_written_as_1e1(total_timesteps: float):
+    model = SimpleDDPG("MlpPolicy", Bandit(), buffer_size=50, policy_kwargs=TINY).learn(total_timesteps)
+    assert (model.num_timesteps, model._total_timesteps, type(model._total_timesteps)) == (10, 10, int)
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (lambda progress: th.tensor(0.5), 0.5),
+        (lambda progress: th.tensor([0.5]), 0.5),
+        (lambda progress: np.float32(0.5), 0.5),
+        (lambda progress: np.array(0.5), 0.5),
+    ],
+)
+def test_a_schedule_may_give_what_counts_as_a_number(rate: object, expected: float):
+    model = SimpleDDPG(
+        "MlpPolicy", Bandit(), learning_rate=rate, critic_learning_rate=rate, learning_starts=1, buffer_size=50,
+        policy_kwargs=TINY,
+    )  # fmt: skip
+    model.learn(3)
+    rates = {group["lr"] for network in (model.actor, model.critic) for group in network.optimizer.param_groups}
+    assert rates == {expected}
+    assert {type(rate) for rate in rates} == {float}
+
+
+@pytest.mark.parametrize("rate", [1e-2, lambda progress: 1e-2 * progress])
+def test_a_new_critic_has_its_own_learning_rate_from_the_start(rate: object):
+    model = SimpleDDPG("MlpPolicy", Bandit(), 1e-3, critic_learning_rate=rate, buffer_size=50, policy_kwargs=TINY)
+    rates = [group["lr"] for network in (model.actor, model.critic) for group in network.optimizer.param_groups]
+    assert rates == [1e-3, 1e-2]
+    assert [network.optimizer.defaults["lr"] for network in (model.actor, model.critic)] == [1e-3, 1e-2]
+
+
+@pytest.mark.parametrize(
+    ("net_arch", "held"),
+    [
+        ((6, 5), [6, 5]),
+        (ListOfALibrary(6, 5), [6, 5]),
+        ([6.0, np.int64(5)], [6, 5]),
+        (np.array([6, 5]), [6, 5]),
+        ((), []),
+        ({"pi": (6,), "qf": ListOfALibrary(5)}, {"pi": [6], "qf": [5]}),
+        (types.MappingProxyType({"pi": [6], "qf": (5,)}), {"pi": [6], "qf": [5]}),
+        ({"pi": [6], "qf": [5], "vf": [4]}, {"pi": [6], "qf": [5]}),
+        ([{"pi": [6], "qf": [5]}], {"pi": [6], "qf": [5]}),
+    ],
+)
+def test_layers_are_taken_as_people_write_them(net_arch: object, held: object, tmp_path):
+    policy_kwargs = {"net_arch": net_arch}
+    model = SimpleDDPG("MlpPolicy", Bandit(), buffer_size=50, policy_kwargs=policy_kwargs)
+    assert policy_kwargs["net_arch"] is net_arch
+    assert model.policy.net_arch == model.policy_kwargs["net_arch"] == held
+    actor_units, critic_units = (
+        [layer.out_features for layer in network if isinstance(layer, th.nn.Linear)][:-1]
+        for network in (model.actor.mu, model.critic.qf0)
+    )
+    assert (actor_units, critic_units) == ((held["pi"], held["qf"]) if isinstance(held, dict) else (held, held))
+    model.save(tmp_path / "model")
+    loaded = SimpleDDPG.load(tmp_path / "model", policy_kwargs=policy_kwargs)  # SB3 compares them
+    assert loaded.policy.net_arch == held
+    assert model.to_sb3().policy.net_arch == held
+
+
+@pytest.mark.parametrize("name", ["optimizer_kwargs", "critic_optimizer_kwargs"])
+def test_policy_built_alone_refuses_a_learning_rate_among_the_optimizer_s_arguments(name: str):
+    env = Bandit()
+    with pytest.raises(TypeError, match=f"^{name} must not hold the learning rate, got lr=0.1"):
+        MlpPolicy(env.observation_space, env.action_space, lambda progress: 1e-3, **{name: {"lr": 0.1}})
+
+
+def test_lists_of_the_caller_are_not_those_of_the_model():
+    policy_kwargs = {"net_arch": {"pi": [8], "qf": [8]}, "critic_optimizer_kwargs": {"weight_decay": 0.0}}
+    model = SimpleDDPG("MlpPolicy", Bandit(), buffer_size=50, policy_kwargs=policy_kwargs)
+    model.policy_kwargs["net_arch"]["pi"].append(8)
+    model.policy.net_arch["qf"].append(8)
+    model.policy_kwargs["critic_optimizer_kwargs"]["weight_decay"] = 1.0
+    assert policy_kwargs == {"net_arch": {"pi": [8], "qf": [8]}, "critic_optimizer_kwargs": {"weight_decay": 0.0}}
+
+
+def test_no_arguments_for_the_buffer_may_be_said_at_load(tmp_path):
+    SimpleDDPG("MlpPolicy", Bandit(), buffer_size=50, policy_kwargs=TINY).save(tmp_path / "model")
+    loaded = SimpleDDPG.load(tmp_path / "model", env=Bandit(), replay_buffer_kwargs=None)
+    assert loaded.learn(5).replay_buffer.size() == 5
 
 
 class SpaceEnv(gym.Env):
@@ -180,9 +355,15 @@ def test_a_healthy_setting_gets_no_advice():
     assert advice_of(gym.make("Pendulum-v1")) == []
 
 
-def test_wide_action_bounds_get_advice():
-    (sentence,) = advice_of(Bandit(low=-50.0, high=3.0))
-    assert "reaches to 50" in sentence
+def test_wide_action_bounds_get_no_advice_since_networks_never_see_them():
+    assert advice_of(Bandit(low=-50.0, high=3.0)) == []
+    assert advice_of(Bandit(low=295.0, high=302.0)) == []
+
+
+def test_noise_in_the_environment_s_unit_gets_advice():
+    (sentence,) = advice_of(Bandit(low=-50.0, high=50.0), action_noise=NormalActionNoise(np.zeros(1), 5 * np.ones(1)))
+    assert "standard deviation of 5" in sentence
+    assert advice_of(Bandit(low=-50.0, high=50.0), action_noise=0.1) == []
 
 
 @pytest.mark.parametrize(("threads", "units", "expected"), [(2, 64, 1), (2, 400, 0), (1, 64, 0)])

@@ -1,22 +1,31 @@
 """The commands as a user types them: what they write, print and refuse. Not here: how well DDPG learns (README.md)."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import onnxruntime
 import pytest
+import torch as th
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_simple_ddpg import SimpleDDPG, plotting, presets, runs
+from sb3_simple_ddpg import SimpleDDPG, cli, plotting, presets, runs
 from sb3_simple_ddpg.cli import main
 from sb3_simple_ddpg.export import load_policy
+from tests.environments import Bandit
 
 # The module before the colon registers the environment, in subprocesses too.
 SMALL = [
@@ -41,7 +50,7 @@ def test_train_writes_one_folder_and_says_where_everything_lies(tmp_path, capsys
     assert "Evaluation over 5 deterministic episodes: mean return" in printed
     assert f"Everything lies in {out}" in printed
     assert {path.name for path in out.iterdir()} == {
-        "model.zip", "config.json", "monitor.csv", "progress.csv", "returns.png",
+        "model.zip", "config.json", "monitor.csv", "progress.csv", "returns.png", "evaluation.json",
     }  # fmt: skip
     episodes = load_results(str(out))
     assert list(episodes.l) == [1] * 30  # an episode of the bandit is one step
@@ -120,6 +129,121 @@ def test_observations_alone_are_normalised_by_the_preset_or_by_set_and_a_run_goe
     assert runs.evaluate_run(out, 1, 0)
 
 
+def bandit_return(model: SimpleDDPG, best: float) -> float:
+    """1 - |a - best| for the one action that the model knows."""
+    action, _ = model.predict(np.zeros(1, np.float32))
+    return 1 - abs(action.item() - best)
+
+
+def test_arguments_of_the_environment_are_those_of_training_resume_and_evaluation(tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["--env-kwargs", "best=0.5", "--env-kwargs", "low=-2.0", "high=2"]
+    assert train("--timesteps", "40", *given, "--checkpoint-every", "20", "--out", str(out)) == 0
+    settings = runs.read_config(out)["env"]
+    assert settings.kwargs == {"best": 0.5, "low": -2.0, "high": 2}
+    model = SimpleDDPG.load(out / "model.zip")
+    assert (model.action_space.low.item(), model.action_space.high.item()) == (-2.0, 2.0)
+    assert runs.evaluate_run(out, 1, 0) == pytest.approx([bandit_return(model, 0.5)], abs=1e-6)
+    # Another one for an evaluation; the others stay.
+    assert runs.evaluate_run(out, 1, 0, {"best": 1.0}) == pytest.approx([bandit_return(model, 1.0)], abs=1e-6)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "timesteps": 60}))
+    assert main(["train", "--resume", str(out), "--eval-episodes", "1", "--no-progress"]) == 0
+    model = SimpleDDPG.load(out / "model.zip")
+    assert (model.num_timesteps, model.action_space.low.item()) == (60, -2.0)
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--episodes", "1", "--env-kwargs", "best=1.5"]) == 0
+    assert f"mean return {bandit_return(model, 1.5):.3f}" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--env-kwargs", "bets=1.5"]) == 2
+    assert "has no argument 'bets': did you mean best" in capsys.readouterr().err
+    assert main(["diagnose", str(out), "--env-kwargs", "best=1.5"]) == 2
+    assert "A run has its own settings: leave out --env-kwargs" in capsys.readouterr().err
+
+
+def test_values_of_the_environment_s_arguments_come_back_as_they_were_typed(tmp_path):
+    typed = ["a=(1, 2)", "b=None", "c=True", "d=fast", "e='1'", "f={'x': (3,)}", "g=-1e-3", "h=a=b"]
+    kwargs = cli._env_kwargs([tuple(typed)], "E-v0")
+    assert kwargs == {
+        "a": (1, 2), "b": None, "c": True, "d": "fast", "e": "1", "f": {"x": (3,)}, "g": -1e-3, "h": "a=b",
+    }  # fmt: skip
+    runs.write_config(tmp_path, runs.EnvSettings("E-v0", kwargs=kwargs), {})
+    assert runs.read_config(tmp_path)["env"].kwargs == kwargs
+
+
+def test_episodes_may_be_cut_where_the_environment_sets_no_limit(tmp_path):
+    """`TestEndless-v0` ends after 3 steps of itself and is registered without a limit."""
+    out = tmp_path / "run"
+    env = ["--env", "tests.environments:TestEndless-v0", "--env-kwargs", "max_episode_steps=2"]
+    assert train(*env, "--episodes", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    assert load_results(str(out)).l.tolist() == [2] * 5
+
+
+def test_a_diagnosis_is_of_the_environment_with_its_arguments(capsys):
+    """An action range of 4e6 to one side is a finding; the default of the bandit's is none of that kind."""
+    seen = []
+    wide = ["diagnose", SMALL[1], "--env-kwargs", "low=-1.0", "high=4e6", *SMALL[2:6]]
+    assert main(wide) in (0, 1)
+    seen.append(capsys.readouterr().out)
+    assert main(["diagnose", SMALL[1], *SMALL[2:6]]) in (0, 1)
+    seen.append(capsys.readouterr().out)
+    assert seen[0] != seen[1]
+
+
+GOAL = "tests.environments:TestGoal-v0"
+
+
+def test_success_is_shown_and_recorded_where_the_environment_tells(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--env", GOAL, "--timesteps", "40", "--out", str(out)) == 0
+    # The one action is good in all episodes or in none.
+    rate = float(bandit_return(SimpleDDPG.load(out / "model.zip"), 2.0) >= 0.5)
+    assert f", success rate {rate:.2f}" in capsys.readouterr().out
+    assert json.loads((out / "evaluation.json").read_text())["success_rate"] == rate
+    best = SimpleDDPG.load(out / "model.zip").predict(np.zeros(1, np.float32))[0].item()
+    for given, expected in ((best, "1.00"), (best - 2, "0.00")):
+        assert main(["evaluate", str(out), "--episodes", "3", "--env-kwargs", f"best={given}"]) == 0
+        assert f"success rate {expected}" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--episodes", "3", "--env-kwargs", "tells=False"]) == 0
+    assert "success" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scale", [1e-2, 3e-4, -1e-6])
+def test_small_returns_are_printed_with_digits_that_say_something(scale, tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["--env", GOAL, "--env-kwargs", f"scale={scale}", "--timesteps", "40"]
+    assert train(*given, "--out", str(out)) == 0
+    printed = float(re.search(r"mean return (\S+),", capsys.readouterr().out)[1])
+    model = SimpleDDPG.load(out / "model.zip")
+    assert printed == pytest.approx(scale * bandit_return(model, 2.0), rel=0.01)
+    (returns,) = {*json.loads((out / "evaluation.json").read_text())["returns"]}
+    assert returns == pytest.approx(scale * bandit_return(model, 2.0), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("returns", "shown"),
+    [
+        ([-152.31, -80.0], ["-152.3", "-80.0"]),
+        ([3512.6, 2900.2], ["3512.6", "2900.2"]),
+        ([-0.0123, -0.0099], ["-0.0123", "-0.0099"]),
+        ([0.0, 0.0], ["0.0", "0.0"]),
+        ([-0.0], ["0.0"]),
+        ([5.25, 7.5], ["5.250", "7.500"]),
+        # A portfolio near 1: half the difference is 1.5e-5.
+        ([1.00002, 1.00005], ["1.000020", "1.000050"]),
+        ([1000.01, 1000.05], ["1000.010", "1000.050"]),
+        # Of what float32 rounds away no digit is shown.
+        ([1000.0, 1000.00006], ["1000.0", "1000.0"]),
+        ([-250.0, -0.01], ["-250.0", "0.0"]),
+        ([2e-9], ["0.00000000200"]),
+        ([float("inf"), 3.0], ["inf", "3.000"]),
+        ([], []),
+    ],
+)
+def test_digits_are_enough_for_the_size_and_for_the_differences(returns, shown):
+    digits = runs.digits_of(returns)
+    assert [f"{value:z.{digits}f}" for value in returns] == shown
+
+
 def test_normalize_observations_is_true_or_false(tmp_path, capsys):
     assert train("--set", "normalize_observations=3", "--out", str(tmp_path / "run")) == 2
     assert "normalize_observations must be True or False, got 3" in capsys.readouterr().err
@@ -151,6 +275,45 @@ def test_set_takes_literals_classes_and_repeats(tmp_path):
     assert (model.gamma, model.action_noise, model.buffer_size) == (0.5, None, 500)
     assert model.policy_kwargs["activation_fn"].__name__ == "Tanh"
     assert model.policy_kwargs["net_arch"] == [8]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("replay_buffer_class=HerReplayBuffer", HerReplayBuffer),
+        ("replay_buffer_class=NStepReplayBuffer", NStepReplayBuffer),
+        ("policy_kwargs.features_extractor_class=NatureCNN", NatureCNN),
+        ("policy_kwargs.optimizer_class=AdamW", th.optim.AdamW),
+        ("policy_kwargs.optimizer_class=RMSpropTFLike", RMSpropTFLike),
+        ("policy_kwargs.activation_fn=ELU", th.nn.ELU),
+        ("policy_kwargs.activation_fn=torch.nn:ELU", th.nn.ELU),
+        ("policy_kwargs.activation_fn=torch.nn.ELU", th.nn.ELU),
+        ("replay_buffer_class=None", None),
+    ],
+)
+def test_a_class_is_set_by_module_and_name_or_where_it_is_known_by_its_name(typed, expected):
+    arguments: dict = {}
+    cli._assign(arguments, typed)
+    (value,) = arguments.values()
+    assert (next(iter(value.values())) if isinstance(value, dict) else value) is expected
+
+
+def test_a_run_has_the_class_that_was_set_by_its_name(tmp_path):
+    out = tmp_path / "run"
+    classes = ["--set", "policy_kwargs.optimizer_class=SGD", "policy_kwargs.activation_fn=Tanh"]
+    assert train("--timesteps", "20", *classes, "--eval-episodes", "0", "--out", str(out)) == 0
+    model = SimpleDDPG.load(out / "model.zip")
+    assert isinstance(model.critic.optimizer, th.optim.SGD)
+    assert any(isinstance(layer, th.nn.Tanh) for layer in model.critic.modules())
+    assert runs.read_config(out)["arguments"]["policy_kwargs"]["activation_fn"].endswith("activation.Tanh")
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_help_names_every_preset(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert [name for name in [*presets.PRESETS, "rl-zoo"] if name not in printed] == []
 
 
 def test_a_preset_is_taken_and_set_changes_it_without_touching_the_preset(tmp_path, capsys):
@@ -189,7 +352,21 @@ def test_a_folder_that_is_not_empty_is_left_alone_unless_told(tmp_path, capsys):
         (["--set", "seed=1"], "use --seed 1"),
         (["--set", "tensorboard_log=logs"], "use --tensorboard"),
         (["--set", "policy_kwargs.activation_fn=torch.nn.Nope"], "'torch.nn.Nope' cannot be imported"),
+        (["--set", "policy_kwargs.activation_fn=torch.nn:Nope"], "torch.nn has no 'Nope'; write package.module:Name"),
+        (["--set", "policy_kwargs.activation_fn=Thanh"], "no such name. did you mean Tanh"),
+        (["--set", "replay_buffer_class=HerBuffer"], "did you mean HerReplayBuffer"),
+        (["--set", "policy_kwargs.optimizer_class=Adan"], "did you mean Adam"),
+        (["--set", "replay_buffer_class=torch.optim:Adam"], "torch.optim:Adam is no ReplayBuffer"),
+        (["--set", "policy_kwargs.features_extractor_class=math:pi"], "math:pi is no BaseFeaturesExtractor"),
+        (["--set", "replay_buffer_class=nowhere:Buffer"], "'nowhere:Buffer' cannot be imported"),
         (["--set", "on_non_finite=jump"], "on_non_finite must be 'stop' or 'skip', got 'jump'"),
+        (["--env-kwargs", "bst=1.0"], "has no argument 'bst': did you mean best"),
+        (["--env-kwargs", "best"], "--env-kwargs takes name=value, an argument of the environment, got 'best'"),
+        (["--env-kwargs", "render_mode=human"], "--video for a film"),
+        (["--env", "tests.environments:TestRequired-v0"], "needs --env-kwargs best=VALUE"),
+        (["--env", "tests.environments:TestRequired-v0", "--env-kwargs", "best=1", "lo=2"], "has no argument 'lo'"),
+        (["--env", "MountainCarContinuous-v0", "--env-kwargs", "goal_speed=1"], "did you mean goal_velocity"),
+        (["--env", "Pendulum-v1", "--env-kwargs", "gravity=9.8"], "choose from g, max_episode_steps"),
         (["--wrapper", "nowhere.Wrapper"], "'nowhere.Wrapper' cannot be imported"),
         (["--preset", "nope"], "no preset 'nope'"),
         (["--episodes", "3", "--timesteps", "3"], "not both"),
@@ -204,9 +381,152 @@ def test_a_folder_that_is_not_empty_is_left_alone_unless_told(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_refused_with_nothing_written(args: list[str], message: str, tmp_path, capsys):
-    assert main(["train", "--out", str(tmp_path / "run"), *args]) == 2
+    # The last --env counts.
+    assert main(["train", "--env", SMALL[1], "--out", str(tmp_path / "run"), *args]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+SETTINGS_THAT_A_LIBRARY_REFUSES = {
+    "policy_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "replay_buffer_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.optimizer_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.features_extractor_kwargs.foo=1": "unexpected keyword argument 'foo'",
+    "policy_kwargs.optimizer_kwargs.eps=-1": "Invalid epsilon value: -1",
+    "replay_buffer_class=HerReplayBuffer": "must be used with Dict obs space only",
+    "optimize_memory_usage=True": "does not support optimize_memory_usage = True",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS_THAT_A_LIBRARY_REFUSES)
+@pytest.mark.parametrize("command", ["train", "compare", "diagnose"])
+def test_what_a_library_says_of_a_setting_is_a_sentence(command, setting, tmp_path, capsys):
+    out = ["--timesteps", "300", "--out", str(tmp_path / "run")]
+    arguments = [SMALL[1]] if command == "diagnose" else [*SMALL[:2], *out]
+    assert main([command, *arguments, "--set", setting]) == 2
+    said = capsys.readouterr().err
+    assert SETTINGS_THAT_A_LIBRARY_REFUSES[setting] in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def none_plus_one(*_, **__):
+    return None + 1  # a TypeError
+
+
+def number_of_a_word(*_, **__):
+    return int("a word")  # a ValueError
+
+
+def says_so(*_, **__):
+    raise ValueError("planted outside of the package")
+
+
+def falls(*_, **__):
+    raise KeyError("planted")
+
+
+def opens(*_, **__):
+    return open("/nowhere/data.csv").read()
+
+
+BUGS = [none_plus_one, number_of_a_word, says_so, falls, opens]
+
+
+PLACES = (
+    "runs.EnvSettings.random_return", "runs.policy_for", "presets.choose_preset", "checks.check_action_space",
+    "simple_ddpg.make_action_noise", "checks.advice", "runs.write_config",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "bug"), [*itertools.product(PLACES, BUGS[:2]), *itertools.product(PLACES[:1], BUGS)])
+def test_a_bug_of_ours_has_its_traceback(place, bug, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(f"sb3_simple_ddpg.{place}", bug)
+    assert train("--timesteps", "5", "--out", str(tmp_path / "run")) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert f", in {bug.__name__}" in said
+    assert "error: " in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("bug", BUGS[:2])
+def test_a_bug_has_its_traceback_in_the_other_commands_too(bug, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    compare = ["compare", *SMALL[:2], "--timesteps", "200", "--out", str(tmp_path / "compare")]
+    for place, arguments in (
+        ("runs.evaluate_policy", ["evaluate", str(out), "--episodes", "1"]),
+        ("plotting.plot_returns", ["plot", str(out), "--out", str(tmp_path / "x.png")]),
+        ("export.save_policy", ["export", str(out), "--to", str(tmp_path / "x.safetensors")]),
+        ("diagnosis.diagnose", ["diagnose", str(out)]),
+        ("diagnosis.diagnose", ["diagnose", SMALL[1], *SMALL[2:4]]),
+        ("runs.EnvSettings.make", ["diagnose", SMALL[1], *SMALL[2:4]]),
+        ("algorithms.build", compare),
+        ("comparison.find_algorithms", compare),
+    ):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sb3_simple_ddpg.{place}", bug)
+            assert main(arguments) == 1, arguments
+        said = capsys.readouterr().err
+        assert "Traceback" in said, arguments
+        assert f", in {bug.__name__}" in said, arguments
+
+
+class FailsToStart(Bandit):
+    """An environment with a mistake in its constructor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = None + []
+
+
+class FailsToReset(Bandit):
+    """An environment that misses a file."""
+
+    def reset(self, **kwargs):
+        return open("/nowhere/prices.csv").read()
+
+
+gym.register("TestFailsToStart-v0", FailsToStart, disable_env_checker=True)
+gym.register("TestFailsToReset-v0", FailsToReset, max_episode_steps=10, disable_env_checker=True)
+
+
+@pytest.mark.parametrize(("env", "function"), [("FailsToStart", "__init__"), ("FailsToReset", "reset")])
+@pytest.mark.parametrize("command", ["train", "compare", "diagnose"])
+def test_an_error_of_the_environment_has_its_traceback(command, env, function, tmp_path, capsys):
+    env_id = f"tests.test_cli:Test{env}-v0"
+    out = ["--timesteps", "300", "--out", str(tmp_path / "run")]
+    assert main([command, *([env_id] if command == "diagnose" else ["--env", env_id, *out])]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert f", in {function}" in said
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ("gymnasium.wrappers:TimeLimit", "cannot be called with the environment alone (missing a required argument"),
+        ("math:pi", "cannot be called with the environment alone"),
+        ("builtins:id", "makes no environment of Gymnasium's, but int"),
+    ],
+)
+def test_what_is_no_wrapper_is_refused(wrapper, message, tmp_path, capsys):
+    assert train("--timesteps", "5", "--wrapper", wrapper, "--out", str(tmp_path / "run")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_is_damaged_or_of_other_spaces_is_a_sentence(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "5", "--eval-episodes", "0", "--out", str(out)) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--env-kwargs", "low=0.0"]) == 2
+    (out / "model.zip").write_bytes(b"half a file")
+    assert main(["evaluate", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "Action spaces do not match" in said
+    assert "wasn't a zip-file" in said
+    assert "Traceback" not in said
 
 
 def test_out_that_cannot_be_written_is_refused(tmp_path, capsys):

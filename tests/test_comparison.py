@@ -115,6 +115,49 @@ def test_resume_takes_the_stored_settings_and_first_seed_gives_fresh_seeds(here,
     assert len(list((tmp_path / "out" / "results").iterdir())) == 4
 
 
+def test_arguments_of_environments_are_given_to_all_or_to_one_and_used_again(here, tmp_path, capsys):
+    out = tmp_path / "out"
+    of_env = ["max_episode_steps=4", f"{BANDIT}.best=0.5", "Pendulum-v1.g=5"]
+    envs = ["--env", BANDIT, "Pendulum-v1", "--env-kwargs", *of_env]
+    expected = {BANDIT: {"max_episode_steps": 4, "best": 0.5}, "Pendulum-v1": {"max_episode_steps": 4, "g": 5}}
+    assert compare("--seeds", "2", *envs, "--algorithms", "simple_ddpg", "--out", str(out)) == 0
+    assert {job.env_id: job.env_kwargs for job in here.done} == expected
+    page = (out / "summary.md").read_text()
+    assert "Pendulum-v1 is made with `max_episode_steps=4`, `g=5`." in page
+    assert f"--env-kwargs max_episode_steps=4 {BANDIT}.best=0.5 Pendulum-v1.g=5 " in page
+    here.done.clear()
+    assert main(["compare", "--resume", "--seeds", "3", "--out", str(out)]) == 0
+    assert {job.env_id: job.env_kwargs for job in here.done} == expected
+    here.done.clear()
+    assert main(["compare", "--resume", "--env-kwargs", "Pendulum-v1.g=9", "--out", str(out)]) == 2
+    assert "the arguments of Pendulum-v1 were" in capsys.readouterr().err
+    assert here.done == []
+
+
+def test_the_table_has_success_where_the_environment_tells(here, tmp_path, capsys):
+    out = tmp_path / "out"
+    env = "tests.environments:TestGoal-v0"
+    # Tiny rewards: 1e-4 of the bandit's, at most 1e-4.
+    assert compare("--env", env, "--env-kwargs", "scale=1e-4", "--seeds", "2", "--out", str(out)) == 0
+    assert "success rate" in capsys.readouterr().out
+    row = json.loads((out / "summary.json").read_text())["environments"][env]["algorithms"]["ddpg"]
+    evaluations = pd.read_csv(out / "evaluations.csv")
+    last = evaluations[(evaluations.algorithm == "ddpg") & (evaluations.timestep == 40)]
+    assert row["success_rate"][0] == pytest.approx(last.success_rate.mean())
+    head, _, *rows = (out / "summary.md").read_text().partition("## tests")[2].splitlines()[2:6]
+    place = head.split(" | ").index("mean")
+    shown = [float(each.split(" | ")[place].split(" ")[0]) for each in rows]
+    means = [
+        evaluations[(evaluations.algorithm == name) & (evaluations.timestep == 40)].mean_return.mean()
+        for name in ("simple_ddpg", "ddpg")
+    ]
+    # At least three digits of the largest.
+    assert shown == pytest.approx(means, abs=0.005 * max(map(abs, means)))
+    capsys.readouterr()
+    assert compare("--seeds", "2", "--out", str(tmp_path / "silent")) == 0
+    assert "success rate" not in capsys.readouterr().out
+
+
 def test_a_failed_run_is_in_the_summary_and_in_the_exit_status(here, tmp_path, capsys):
     out = tmp_path / "out"
     args = ["--algorithms", "simple_ddpg", "broken=tests.test_experiment:Fails", "--seeds", "3", "--out", str(out)]
@@ -147,10 +190,15 @@ def test_when_every_run_of_an_algorithm_fails_the_rest_is_still_summarised(here,
         (["--algorithms", "ddpg", "ddpg"], "is given twice"),
         (["--env", "Pendulum-v9"], "'Pendulum-v9' cannot be made"),
         (["--env", "CartPole-v1"], "must be a Box"),
+        (["--env-kwargs", "bst=1"], "has no argument 'bst': did you mean best"),
+        (["--env-kwargs", "=1"], "--env-kwargs takes name=value"),
         (["--threshold", "high"], "--threshold takes a return, or environment=return, got 'high'"),
         (["--threshold", "nan"], "must be a finite return"),
         (["--threshold", "Ant-v5=3"], "'Ant-v5' takes no part"),
         (["--margin", "0"], "--margin must be above 0, got 0"),
+        (["--margin", "inf"], "--margin must be above 0, got inf"),
+        (["--margin", "small"], "--margin takes a share, or environment=return, got 'small'"),
+        (["--margin", "Ant-v5=3"], "'Ant-v5' takes no part"),
         (["--eval-every", "41"], "--eval-every must be at most"),
         (["--ray-address", "auto"], "is for --engine ray"),
         (["--resume"], "--resume needs --out"),
@@ -273,6 +321,97 @@ def test_summary_says_plainly_who_won_who_lost_and_what_cannot_be_told():
     assert "though their means differ by less than 100" in close
     assert "a trains 1.96 times as fast as b" in sentences({"a": good, "b": bad})
     assert "a trains 0.51 times as fast as b" in sentences({"a": good, "b": bad}, seconds=(20.0, 10.0))
+
+
+def test_the_margin_of_equivalence_is_not_chosen_from_the_data():
+    """Without a threshold nobody has said which differences matter, however well the best of the runs does."""
+    good = list(np.linspace(-160, -140, 10))
+    made = made_up({"a": good, "b": [value + 1 for value in good]})
+    found = comparison.summarise(made, {"Pendulum-v1": (None, "none")})
+    row = found["environments"]["Pendulum-v1"]["against"]["b"]
+    assert (row["margin"], row["equivalence_p_value"], row["equivalent"]) == (None, None, False)
+    assert row["verdict"] == "no difference shown"
+    assert "No margin given: equivalence not judged." in "\n".join(found["sentences"])
+    page = comparison_report.page(made, found, [])
+    assert "Pendulum-v1 none given, equivalence not judged" in page
+    # A margin of the plan counts, whatever the threshold.
+    made.plan["margins"] = {"Pendulum-v1": 40.0}
+    for thresholds in (PENDULUM, {"Pendulum-v1": (None, "none")}):
+        found = comparison.summarise(made, thresholds)
+        assert found["environments"]["Pendulum-v1"]["against"]["b"]["margin"] == 40.0
+        assert "differ by less than 40" in "\n".join(found["sentences"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        # Random actions score -1200: a tenth of the 1000 to -200, of the 1210 to 10; none without a threshold.
+        ((), {"Pendulum-v1": 100.0, "A-v0": 121.0, "B-v0": None}),
+        (("0.05",), {"Pendulum-v1": 50.0, "A-v0": 60.5, "B-v0": None}),
+        (("B-v0=7",), {"Pendulum-v1": 100.0, "A-v0": 121.0, "B-v0": 7.0}),
+        (("0.2", "A-v0=1e-3"), {"Pendulum-v1": 200.0, "A-v0": 0.001, "B-v0": None}),
+    ],
+)
+def test_a_margin_is_a_share_of_what_can_be_learned_or_a_return(typed, expected):
+    request = comparison.Request(env=("Pendulum-v1", "A-v0", "B-v0"), margin=typed)
+    thresholds = {"Pendulum-v1": (-200.0, ""), "A-v0": (10.0, ""), "B-v0": (None, "none")}
+    random_returns = dict.fromkeys(thresholds, -1200.0)
+    assert comparison._margins(request, thresholds, random_returns) == pytest.approx(expected)
+    # Not where random actions do as well as the threshold, or nobody knows how well they do.
+    assert comparison._margins(request, thresholds, {**random_returns, "Pendulum-v1": -200.0})["Pendulum-v1"] is None
+    assert comparison._margins(request, thresholds, {**random_returns, "Pendulum-v1": None})["Pendulum-v1"] is None
+
+
+def test_the_margin_is_recorded_before_the_runs_and_stays(here, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compare("--seeds", "2", "--margin", f"{BANDIT}=0.25", "--out", str(out)) == 0
+    plan = json.loads((out / "config.json").read_text())
+    assert plan["margins"] == {BANDIT: 0.25}
+    assert f"--margin {BANDIT}=0.25" in plan["command"]
+    resume = ["compare", "--resume", "--out", str(out)]
+    here.done.clear()
+    for changed in (["--margin", "0.2", f"{BANDIT}=0.5"], ["--margin", f"{BANDIT}=1"]):
+        capsys.readouterr()
+        assert main([*resume, "--seeds", "3", *changed]) == 2
+        assert "was 0.25 when the comparison was begun and is now" in capsys.readouterr().err
+    assert here.done == []
+    # A threshold says who solves the task, and nothing about the margin.
+    assert main([*resume, "--seeds", "3", "--threshold", "0"]) == 0
+    assert json.loads((out / "summary.json").read_text())["margins"] == {BANDIT: 0.25}
+    assert json.loads((out / "config.json").read_text())["margins"] == {BANDIT: 0.25}
+    # Another environment may come with a margin of its own.
+    more = ["--env", BANDIT, "Pendulum-v1", "--margin", "Pendulum-v1=3"]
+    more += ["--env-kwargs", "Pendulum-v1.max_episode_steps=4"]
+    assert main([*resume, *more]) == 0
+    assert json.loads((out / "config.json").read_text())["margins"] == {BANDIT: 0.25, "Pendulum-v1": 3.0}
+
+
+def test_without_a_margin_it_is_said_before_the_runs_and_after(here, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compare("--seeds", "2", "--out", str(out)) == 0
+    said = capsys.readouterr().out
+    assert f"{BANDIT}: no margin given, so equivalence will not be judged." in said
+    assert json.loads((out / "config.json").read_text())["margins"] == {BANDIT: None}
+    # A threshold that comes after the runs makes no margin.
+    assert main(["compare", "--resume", "--threshold", "1", "--out", str(out)]) == 0
+    assert json.loads((out / "summary.json").read_text())["margins"] == {BANDIT: None}
+
+
+def test_a_folder_of_before_margins_were_recorded_is_read_and_goes_on(here, tmp_path):
+    """Its share was a number, and its threshold was known before the runs."""
+    out = tmp_path / "out"
+    assert compare("--seeds", "2", "--threshold", "1", "--margin", "0.2", "--out", str(out)) == 0
+    plan = json.loads((out / "config.json").read_text())
+    (margin,) = plan.pop("margins").values()
+    assert margin == pytest.approx(0.2 * (1 - plan["random_returns"][BANDIT]))
+    plan["request"]["margin"] = 0.2
+    del plan["request"]["env_kwargs"], plan["env_kwargs"]
+    (out / "config.json").write_text(json.dumps(plan))
+    assert main(["compare", "--resume", "--seeds", "3", "--threshold", "0.5", "--out", str(out)]) == 0
+    assert json.loads((out / "summary.json").read_text())["margins"] == {BANDIT: margin}
+    plan["request"]["of_the_future"] = 1
+    (out / "config.json").write_text(json.dumps(plan))
+    assert main(["compare", "--resume", "--out", str(out)]) == 2
 
 
 def test_several_algorithms_are_compared_with_the_first_and_p_is_corrected():

@@ -19,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 from torch import nn
 
 from sb3_simple_ddpg import SimpleDDPG, diagnosis
@@ -107,18 +107,144 @@ def test_noise_that_fades_explores_also_at_its_end():
     assert faults_of(model) == []
 
 
-def test_wide_action_bounds_are_found_and_those_of_gymnasium_s_tasks_are_not():
-    finding = the_finding(model_of(Bandit(low=-50.0, high=30.0)))
-    assert (finding.fault, finding.value) == ("action bounds", 50.0)
-    assert "0.1 is a push of 4 here" in finding.why  # a tenth of half of 80
-    assert faults_of(model_of(Bandit(low=-3.0, high=3.0))) == []
+def test_noise_that_drowns_every_action_is_found_and_cured():
+    """A standard deviation of a tenth of the bound, 5, in the environment's unit: 5 times half the range here."""
+    noise = NormalActionNoise(np.zeros(1), 5 * np.ones(1))
+    finding = the_finding(model_of(Bandit(low=-50.0, high=50.0), action_noise=noise))
+    assert (finding.fault, finding.value, finding.cure) == ("too much noise", 5.0, "action_noise=0.1")
+    assert faults_of(model_of(Bandit(low=-50.0, high=50.0), action_noise=0.1)) == []
+    assert faults_of(model_of(Bandit(), action_noise=1.0)) == []
+    fading = model_of(Bandit(), action_noise=LinearSchedule(2.0, 0.0, 1.0))  # comes down to what a task may need
+    assert faults_of(fading) == []
 
 
-@pytest.mark.parametrize(("factor", "shift", "value"), [(1.0, 5_000.0, 5_000.0), (0.0, 1e-3, 1e-3)])
-def test_observations_far_from_one_are_found(factor: float, shift: float, value: float):
-    finding = the_finding_of("observation scale", model_of(shifted(Bandit(), factor, shift)).learn(50))
-    assert finding.value == pytest.approx(value)
-    assert "VecNormalize" in finding.cure
+@pytest.mark.parametrize(("low", "high"), [(-50.0, 30.0), (295.0, 302.0), (-1e-6, 1e-6), (0.0, 1e9), (1e4, 1e4 + 10)])
+def test_bounds_that_the_dtype_can_tell_apart_are_no_fault_wherever_they_lie(low: float, high: float):
+    assert faults_of(model_of(Bandit(low=low, high=high))) == []
+
+
+def test_wide_and_far_bounds_give_the_same_weights_to_the_last_bit():
+    """So the width of the range is nothing to be cured: the networks see [-1, 1] in any case."""
+
+    class Stretched(gym.ActionWrapper[Any, Any, Any]):
+        """[-1, 3] stretched to [-1024, 3072]: by a power of 2, so that nothing is rounded."""
+
+        def __init__(self) -> None:
+            super().__init__(Bandit())
+            self.action_space = spaces.Box(-1024.0, 3072.0, (1,), np.float32)
+
+        def action(self, action: Any) -> Any:
+            return action / 1024
+
+    one, other = (model_of(env).learn(300).policy.state_dict() for env in (Bandit(), Stretched()))
+    assert all(th.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_bounds_so_far_out_that_few_numbers_lie_between_are_found_and_cured():
+    env = Bandit(low=2.0**24, high=2.0**24 + 8)
+    finding = the_finding(model_of(env))
+    # From 2^24 on, every second whole number is a float32: 8 / 2 = 4 from one bound to the other.
+    assert (finding.fault, finding.value, finding.unit) == ("action bounds", 4.0, "different actions")
+    names = {"gymnasium": gym, "np": np, "env": env}
+    exec(finding.cure.partition(", where")[0], names)
+    model = model_of(names["env"])
+    assert faults_of(model) == []
+    actions = model.policy.unscale_action(np.linspace(-1, 1, 101)[:, None])
+    assert len(np.unique(actions)) == 101
+    assert model.learn(120)._n_updates == 20
+
+
+def cured(finding: Finding, env: Any, **settings: Any) -> SimpleDDPG:
+    """The same agent in what the cure makes of its environment."""
+    names = {each.__name__: each for each in (VecNormalize, VecTransposeImage, DummyVecEnv)} | {"env": env}
+    exec(finding.cure.partition(", or --normalize")[0], names)
+    is_dict = isinstance(names["env"].observation_space, spaces.Dict)
+    small = {"buffer_size": 5_000, "batch_size": 32, "policy_kwargs": {"net_arch": [16]}, "seed": 0, **settings}
+    return SimpleDDPG("MultiInputPolicy" if is_dict else "MlpPolicy", names["env"], **small)
+
+
+class Numbers(gym.Env[Any, Any]):
+    """Random observations: each dimension has a mean and a standard deviation of its own. The reward is `size`."""
+
+    def __init__(self, means: Any, deviations: Any, size: float = 1.0) -> None:
+        self.means, self.deviations, self.size = np.array(means), np.array(deviations), size
+        self.observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (len(means),), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def observe(self) -> Any:
+        return self.np_random.normal(self.means, self.deviations).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self.observe(), self.size * float(1 - action[0] ** 2), False, self.steps == 10, {}
+
+
+@pytest.mark.parametrize(("mean", "deviation", "value"), [(5_000.0, 0.0, 5_000.0), (0.0, 1e-3, 1e-3)])
+def test_observations_far_from_one_are_found(mean: float, deviation: float, value: float):
+    finding = the_finding_of("observation scale", model_of(Numbers([mean], [deviation])).learn(100))
+    assert finding.value == pytest.approx(value, rel=0.3)  # of 100 draws
+    assert finding.cure.startswith("env = VecNormalize(DummyVecEnv([lambda: env]), norm_reward=False), or --normalize")
+    assert faults_of(cured(finding, Numbers([mean], [deviation])).learn(100)) == []
+
+
+@pytest.mark.parametrize("place", [0, 3, 39])
+@pytest.mark.parametrize(
+    ("mean", "deviation", "said"),
+    [
+        (0.0, 200.0, "a root mean square above 30, up to "), (300.0, 1.0, "a root mean square above 30, up to 300"),
+        (0.0, 3e-6, "a standard deviation below 0.0001, down to "),
+        (1.0, 3e-5, "a standard deviation below 0.0001, down to "),
+    ],
+)  # fmt: skip
+def test_every_dimension_of_the_observations_is_looked_at(mean: float, deviation: float, said: str, place: int):
+    means, deviations = np.zeros(40), np.ones(40)
+    means[place], deviations[place] = mean, deviation
+    finding = the_finding_of("observation scale", model_of(Numbers(means, deviations), learning_starts=300).learn(300))
+    assert f"1 of 40 dimensions of the observations ({place}) have {said}" in finding.measured
+    after = cured(finding, Numbers(means, deviations), learning_starts=300).learn(300)
+    assert faults_of(after) == []
+
+
+def test_many_dimensions_are_counted_and_five_are_named():
+    means = np.where(np.arange(12) % 2, 1e4, 0)
+    finding = the_finding_of("observation scale", model_of(Numbers(means, np.ones(12)), learning_starts=200).learn(200))
+    assert "6 of 12 dimensions of the observations (1, 3, 5, 7, 9, ...) have" in finding.measured
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, 29.0, 0.1, 1e-3])
+def test_dimensions_that_never_change_are_no_fault(constant: float):
+    """Padding, a goal that is the same in every episode, and what is the same but for rounding."""
+    env = Numbers([constant, 0.0], [constant * 1e-8, 1.0])
+    assert faults_of(model_of(env, learning_starts=200).learn(200)) == []
+
+
+class Keyed(Numbers):
+    """The numbers under a key, beside an image and a class that VecNormalize does not take."""
+
+    def __init__(self, means: Any, deviations: Any) -> None:
+        super().__init__(means, deviations)
+        image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+        self.observation_space = spaces.Dict({
+            "class": spaces.Discrete(3), "image": image, "numbers": self.observation_space,
+        })  # fmt: skip
+
+    def observe(self) -> Any:
+        return {"class": 2, "image": np.full((36, 36, 3), 255, np.uint8), "numbers": super().observe()}
+
+
+def test_the_cure_fits_observations_with_images_and_classes():
+    settings = {"policy_kwargs": {"net_arch": [16], "features_extractor_kwargs": {"cnn_output_dim": 8}}}
+    settings |= {"buffer_size": 200, "learning_starts": 100}
+    model = SimpleDDPG("MultiInputPolicy", Keyed([0, 500], [1, 1]), batch_size=32, seed=0, **settings).learn(100)
+    finding = the_finding_of("observation scale", model)
+    assert "1 of 2 dimensions of the observations ('numbers' 1) have" in finding.measured
+    after = cured(finding, Keyed([0, 500], [1, 1]), **settings).learn(110)
+    assert (after._n_updates, faults_of(after)) == (10, [])
 
 
 def test_one_large_key_of_a_dict_is_found():
@@ -269,6 +395,89 @@ def test_threads_that_wait_for_each_other_are_found(monkeypatch: pytest.MonkeyPa
     assert found == [[[], []], [one, []], [one, two]]
 
 
+# What to cure first.
+
+
+class Portfolio(gym.Env[Any, Any]):
+    """Prices, cash and shares as they are; the reward is what the portfolio gained, in the currency."""
+
+    def __init__(self, unit: float = 1.0) -> None:
+        self.unit = unit
+        self.observation_space = spaces.Box(-np.inf, np.inf, (7,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+    def observe(self) -> Any:
+        return np.concatenate([[self.cash], self.prices, self.shares]).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.cash, self.prices, self.shares, self.steps = 1e6, self.np_random.uniform(20, 200, 3), np.zeros(3), 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> Any:
+        before = self.cash + self.prices @ self.shares
+        bought = np.maximum(np.round(100 * action), -self.shares)
+        self.shares, self.cash = self.shares + bought, self.cash - bought @ self.prices
+        self.prices = self.prices * np.exp(self.np_random.normal(0.0, 0.05, 3))
+        self.steps += 1
+        gain = float(self.cash + self.prices @ self.shares - before)
+        return self.observe(), self.unit * gain, False, self.steps == 50, {}
+
+
+SATURATION_CURE = {
+    "policy_kwargs": {"net_arch": [16], "last_layer_init": 3e-3}, "learning_rate": 3e-4, "critic_learning_rate": 1e-3,
+}  # fmt: skip
+
+
+def test_what_others_follow_from_is_to_be_cured_first():
+    findings = model_of(Portfolio()).learn(400).diagnose()
+    assert [finding.fault for finding in findings] == ["observation scale", "reward scale", "saturation"]
+    assert [finding.after for finding in findings] == [(), (), ("observation scale", "reward scale")]
+    assert str(findings[2]).endswith(" Cure first: observation scale and reward scale.")
+    assert diagnosis.cure_first(findings) == (
+        "Cure first: observation scale and reward scale. Then look again: saturation may well be gone."
+    )
+    # The cure of saturation alone removes none of the three; that of the first one all.
+    assert "last_layer_init=3e-3" in findings[2].cure
+    assert faults_of(model_of(Portfolio(), **SATURATION_CURE).learn(400)) == [
+        "observation scale", "reward scale", "saturation",
+    ]  # fmt: skip
+    assert findings[0].cure.startswith("env = VecNormalize(DummyVecEnv([lambda: env])), or --normalize")
+    assert faults_of(cured(findings[0], Portfolio()).learn(400)) == []
+
+
+def test_rewards_of_a_good_size_are_left_as_they_are():
+    finding = the_finding_of("observation scale", model_of(Portfolio(1e-3)).learn(400))
+    assert "norm_reward=False" in finding.cure
+    assert "observation scale" not in faults_of(cured(finding, Portfolio(1e-3)).learn(400))
+
+
+def test_saturation_by_itself_is_cured_by_what_its_finding_says():
+    env = Numbers([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
+    finding = the_finding(model_of(env, learning_rate=0.3).learn(500))
+    assert (finding.fault, finding.after) == ("saturation", ())
+    for setting in ("last_layer_init=3e-3", "learning_rate=3e-4", "critic_learning_rate=1e-3"):
+        assert setting in finding.cure
+    assert faults_of(model_of(env, **SATURATION_CURE).learn(500)) == []
+
+
+def test_faults_that_do_not_follow_from_each_other_are_cured_from_the_top():
+    findings = model_of(Bandit(), action_noise=None, learning_starts=1).diagnose()
+    assert [finding.fault for finding in findings] == ["no exploration", "learning starts"]
+    assert diagnosis.cure_first(findings) == "Cure them from the top down, no exploration first."
+    assert [diagnosis.cure_first(findings[:1]), diagnosis.cure_first([])] == ["", ""]
+    order = list(FAULTS)
+    for fault, causes in diagnosis.CAUSES.items():
+        assert all(order.index(cause) < order.index(fault) for cause in causes)
+
+
+def test_rewards_by_the_given_factor_are_no_fault_any_more():
+    finding = the_finding(model_of(Numbers([0.0], [1.0], size=3e4), learning_starts=200).learn(200))
+    factor = float(re.search(r"multiply the rewards by ([^,]+),", finding.cure)[1])
+    env = TransformReward(Numbers([0.0], [1.0], size=3e4), lambda reward: factor * reward)
+    assert faults_of(model_of(env, learning_starts=200).learn(200)) == []
+
+
 # Q bias, worked out by hand.
 
 
@@ -407,7 +616,7 @@ TINY = ["--set", "policy_kwargs.net_arch=[8]", "batch_size=32"]
 
 def test_command_finds_nothing_in_a_healthy_environment(capsys: pytest.CaptureFixture[str]):
     assert main(["diagnose", "Pendulum-v1", *TINY]) == 0
-    assert capsys.readouterr().out == "Nothing wrong was found with Pendulum-v1 in 2199 timesteps.\n"
+    assert capsys.readouterr().out == "Nothing wrong was found with Pendulum-v1 in 2200 timesteps.\n"
 
 
 def test_command_prints_faults_of_an_environment_with_the_cure(capsys: pytest.CaptureFixture[str]):
@@ -416,6 +625,7 @@ def test_command_prints_faults_of_an_environment_with_the_cure(capsys: pytest.Ca
     printed = capsys.readouterr().out
     for name in ("no exploration", "observation scale", "updates per step"):
         assert name in printed
+    assert printed.endswith("Cure them from the top down, observation scale first.\n")
     assert main(["diagnose", scaled, *TINY, "--normalize"]) == 0
 
 
@@ -455,8 +665,9 @@ def test_page_has_each_fault_with_its_limit():
     rows = [line for line in PAGE.splitlines() if line.startswith("| ")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == list(FAULTS)
     limits = {
-        "no exploration": [diagnosis.SMALLEST_NOISE], "action bounds": [diagnosis.WIDEST_BOUND],
-        "observation scale": [diagnosis.SMALLEST_OBSERVATION, diagnosis.LARGEST_OBSERVATION],
+        "no exploration": [diagnosis.SMALLEST_NOISE], "action bounds": [diagnosis.FEWEST_ACTIONS],
+        "too much noise": [diagnosis.LARGEST_NOISE],
+        "observation scale": [diagnosis.SMALLEST_OBSERVATION, diagnosis.LARGEST_OBSERVATION, diagnosis.SMALLEST_CHANGE],
         "saturation": [diagnosis.BOUND, 100 * diagnosis.STUCK_SHARE], "Q bias": [diagnosis.YOUNG],
         "reward scale": [diagnosis.SMALLEST_REWARD, diagnosis.LARGEST_REWARD],
         "learning starts": [diagnosis.REPEATED], "updates per step": [diagnosis.FEWEST_UPDATES],

@@ -3,6 +3,10 @@
 Not here: the update that puts them together (test_update.py).
 """
 
+import ast
+import inspect
+import textwrap
+
 import pytest
 import torch as th
 
@@ -50,6 +54,39 @@ def test_critic_loss_is_the_mean_squared_error():
 def test_critic_loss_refuses_a_flat_vector_by_name(q_shape: tuple[int, ...], target_shape: tuple[int, ...], name: str):
     with pytest.raises(ValueError, match=rf"{name} must have shape \(3, 1\), got \(3,\)"):
         critic_loss(th.zeros(q_shape), th.zeros(target_shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (4, 1), (3, 3), (3, 2), (2,)])
+def test_critic_loss_refuses_another_number_of_targets_and_names_no_cure_that_fails(shape: tuple[int, ...]):
+    with pytest.raises(
+        ValueError, match=r"targets must have shape \(3, 1\), got .*: each of the B transitions"
+    ) as caught:
+        critic_loss(th.zeros(3, 1), th.zeros(shape))
+    assert "reshape" not in str(caught.value)  # targets.reshape(-1, 1) would not have three rows
+
+
+def test_each_equation_is_one_line_of_check_and_one_of_formula():
+    """So that a reader meets the formula, and nothing in front of it."""
+    for equation in (td_target, critic_loss, actor_loss, soft_update):
+        function = ast.parse(textwrap.dedent(inspect.getsource(equation))).body[0]
+        assert isinstance(function, ast.FunctionDef)
+        check, formula = function.body[1:]  # behind the docstring
+        assert (check.end_lineno, formula.end_lineno) == (check.lineno, formula.lineno), equation.__name__
+
+
+@pytest.mark.parametrize(
+    ("equation", "line", "number"),
+    [
+        (td_target, 8, "Eq. (5)"),
+        (critic_loss, 9, "Eq. (4)"),
+        (actor_loss, 10, "Eq. (6)"),
+        (soft_update, 11, "Algorithm 1"),
+    ],
+)
+def test_each_equation_opens_with_its_line_of_algorithm_1_and_the_paper_s_own_number(equation, line: int, number: str):
+    first = inspect.getdoc(equation).splitlines()[0]
+    assert first.startswith(f"Line {line}, Lillicrap et al. 2016")
+    assert number in first
 
 
 def test_actor_loss_is_minus_the_mean_value():

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch as th
 from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
-from sb3_simple_ddpg import SimpleDDPG, algorithms, engines, experiment, experiment_folder
+from sb3_simple_ddpg import SimpleDDPG, algorithms, engines, experiment, experiment_folder, runs
 from sb3_simple_ddpg.experiment import run_experiment
 from sb3_simple_ddpg.experiment_worker import Job, execute, execute_or_explain
 from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
@@ -180,17 +182,69 @@ def test_evaluations_start_alike_for_all_algorithms_and_differ_between_seeds(her
 
 
 def test_seconds_leave_evaluation_out(here, monkeypatch):
-    from sb3_simple_ddpg import experiment_worker
-
     def slow(*args, **kwargs):
         time.sleep(0.5)
         return [1.0], [1]
 
-    monkeypatch.setattr(experiment_worker, "evaluate_policy", slow)
+    monkeypatch.setattr(runs, "evaluate_policy", slow)
     found = small(["simple_ddpg"], seeds=1)
     assert found.runs.evaluation_time_s[0] >= 1.5  # three evaluations
     assert found.runs.wall_time_s[0] < 1.5
     assert found.episodes.wall_time_s.max() < 1.5
+
+
+#: Half a second of a processor's time, whatever else runs there.
+WORKS = "import time\nwhile time.process_time() < 0.5: pass"
+
+
+class StartsAProcess(SimpleDDPG):
+    """Works in another process while it trains, as a compiler does."""
+
+    def learn(self, *args, **kwargs):
+        subprocess.run([sys.executable, "-S", "-c", WORKS], check=True)
+        return super().learn(*args, **kwargs)
+
+
+class HasAWorker(SimpleDDPG):
+    """Works in a process that PyTorch's compiler keeps."""
+
+    def learn(self, *args, **kwargs):
+        from torch._inductor.async_compile import AsyncCompile
+
+        AsyncCompile.process_pool().submit(exec, WORKS).result()
+        return super().learn(*args, **kwargs)
+
+
+class StartsAProcessForEvaluation(Bandit):
+    """Works in another process at each reset."""
+
+    def reset(self, **kwargs):
+        subprocess.run([sys.executable, "-S", "-c", WORKS], check=True)
+        return super().reset(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["StartsAProcess", pytest.param("HasAWorker", marks=pytest.mark.slow)])
+def test_processor_seconds_count_the_processes_that_a_run_starts(here, name):
+    found = small([f"a=tests.test_experiment:{name}", "b=sb3_simple_ddpg:SimpleDDPG"], seeds=1)
+    assert found.failures == []
+    seconds = found.runs.set_index("algorithm").cpu_time_s
+    assert seconds["a"] >= 0.5
+    # A clock tick is a hundredth of a second.
+    assert 0 < seconds["b"] < 0.5
+
+
+def test_processor_seconds_leave_out_the_processes_of_an_evaluation(here):
+    gym.register("TestStartsAProcess-v0", StartsAProcessForEvaluation, max_episode_steps=10)
+    chosen = algorithms.find_algorithms(["simple_ddpg"])[0]
+    job = Job(chosen, SMALL, BANDIT, 0, 20, 20, 1)
+    make = runs.EnvSettings.make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            runs.EnvSettings, "make", lambda self, n_envs: make(runs.EnvSettings("TestStartsAProcess-v0"), n_envs)
+        )
+        record = execute(job)
+    assert record["evaluation_time_s"] >= 1.0  # two evaluations of one reset at least
+    assert record["cpu_time_s"] < 0.5
 
 
 def test_dictionaries_of_the_caller_stay_as_they_are(here):
@@ -210,6 +264,54 @@ def test_a_failed_run_is_reported_and_the_others_go_on(here, tmp_path):
     assert [path.name for path in (tmp_path / "failed").iterdir()] == [
         "broken--tests.environments-TestBandit-v0--seed1.json"
     ]
+
+
+def test_arguments_of_an_environment_are_those_of_training_and_evaluation(here, tmp_path):
+    kwargs = {BANDIT: {"best": 1.0, "low": -2.0}}
+    found = small(["simple_ddpg"], seeds=1, env_kwargs=kwargs, folder=tmp_path)
+    model = SimpleDDPG("MlpPolicy", Bandit(**kwargs[BANDIT]), seed=0, **SMALL).learn(40)
+    returns = [episode["r"] for episode in model.ep_info_buffer]
+    assert found.episodes.episode_return.tolist() == pytest.approx(returns, abs=1e-6)  # Monitor rounds to 6 digits
+    action, _ = model.predict(np.zeros(1, np.float32))
+    # The last evaluation stands before the last update, of which there were 30. With best=2 it would be one less.
+    assert found.runs.final_return.item() == pytest.approx(1 - abs(action.item() - 1.0), abs=0.1)
+    assert found.plan["env_kwargs"] == kwargs
+    # Uniform actions in [-2, 3]: the mean of |a - 1| is (9 + 4) / 2 / 5 = 1.3, within four standard errors of 20.
+    assert found.plan["random_returns"][BANDIT] == pytest.approx(-0.3, abs=4 * 0.85 / 20**0.5)
+    with pytest.raises(ValueError, match=r"the arguments of .* were .*'best': 1.0.* and are now .*'best': 0.5"):
+        small(["simple_ddpg"], seeds=1, env_kwargs={BANDIT: {"best": 0.5}}, folder=tmp_path, resume=True)
+
+
+GOAL = "tests.environments:TestGoal-v0"
+
+
+def test_success_is_recorded_where_the_environment_tells(here, tmp_path):
+    """The bandit's one action is good in all episodes of an evaluation or in none."""
+    told = run_experiment(["ddpg"], [GOAL], 2, 40, settings={"ddpg": SMALL}, eval_every=20, folder=tmp_path)
+    evaluations = told.evaluations
+    assert evaluations.success_rate.tolist() == [float(each >= 0.5) for each in evaluations.mean_return]
+    assert told.runs.final_success_rate.tolist() == evaluations.success_rate[evaluations.timestep == 40].tolist()
+    silent = small(["ddpg"], seeds=1)
+    assert silent.evaluations.success_rate.isna().all()
+    assert silent.runs.final_success_rate.isna().all()
+    # Records of before success was noted.
+    for path in (tmp_path / "results").iterdir():
+        record = json.loads(path.read_text())
+        record["evaluations"] = [evaluation[:3] for evaluation in record["evaluations"]]
+        path.write_text(json.dumps(record))
+    old = experiment.read_experiment(tmp_path)
+    assert old.evaluations.mean_return.tolist() == evaluations.mean_return.tolist()
+    assert old.evaluations.success_rate.isna().all()
+
+
+def test_a_folder_of_before_there_were_arguments_of_environments_goes_on(here, tmp_path):
+    small(["simple_ddpg"], seeds=1, folder=tmp_path)
+    plan = json.loads((tmp_path / "config.json").read_text())
+    del plan["env_kwargs"]
+    (tmp_path / "config.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match="the arguments of"):
+        small(["simple_ddpg"], seeds=2, env_kwargs={BANDIT: {"best": 1.0}}, folder=tmp_path, resume=True)
+    assert len(small(["simple_ddpg"], seeds=2, folder=tmp_path, resume=True).runs) == 2
 
 
 def test_resume_runs_what_failed_again_and_nothing_else(here, tmp_path, monkeypatch):
@@ -308,6 +410,40 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
         experiment_folder.read_records(tmp_path)
 
 
+@pytest.mark.parametrize("python", [[], ["-O"]])
+def test_files_that_hold_something_else_are_refused_without_assert_too(python, tmp_path):
+    """`python -O` leaves out every assert."""
+    code = """
+import sys
+from pathlib import Path
+from sb3_simple_ddpg import algorithms, experiment_folder
+for folder in map(Path, sys.argv[1:]):
+    for read in (
+        lambda: experiment_folder.read_records(folder),
+        lambda: experiment_folder.read_plan(folder),
+        lambda: algorithms.parse_value("action_noise", "OrnsteinUhlenbeck(0.5) * 2"),
+    ):
+        try:
+            print(read())
+        except ValueError as error:
+            print(error)
+"""
+    no_returns = '{"seed": 1, "algorithm": "a", "env_id": "b"}'
+    wrong = [("{}", "{}"), ("[1]", "[1]"), ('{"seed": 1}', '{"seeds": [1]}'), (no_returns, "null")]
+    folders = [tmp_path / str(number) for number in range(len(wrong))]
+    for folder, (record, plan) in zip(folders, wrong, strict=True):
+        (folder / "results").mkdir(parents=True)
+        (folder / "results" / "x.json").write_text(record)
+        (folder / "config.json").write_text(plan)
+    command = [sys.executable, *python, "-c", code, *map(str, folders)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 12
+    for number in range(4):
+        assert "x.json holds no record of a run: delete it" in said[3 * number]
+        assert "holds no comparison that could be resumed" in said[3 * number + 1]
+        assert "write OrnsteinUhlenbeck(sigma=0.5)" in said[3 * number + 2]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -326,7 +462,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
         ({"env_ids": ["CartPole-v1"], "algorithms": ["td3"]}, "td3 .* cannot run in CartPole-v1"),
         ({"env_ids": []}, "at least one environment"),
         ({"env_ids": [BANDIT, BANDIT]}, "is given twice"),
-        ({"env_ids": ["tests.test_experiment:TestForEver-v0"]}, "might never end: register it with max_episode_steps"),
+        ({"env_ids": ["tests.test_experiment:TestForEver-v0"]}, "might never end: --env-kwargs max_episode_steps=1000"),
         ({"seeds": [1, 1]}, "The seed 1 is given twice"),
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [-1]}, "at least 0, got -1"),
@@ -338,6 +474,8 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
         ({"threads": 0}, "--threads must be at least 1"),
         ({"jobs": 0}, "--jobs must be at least 1"),
         ({"ray_address": "auto"}, "is for --engine ray"),
+        ({"env_kwargs": {BANDIT: {"bst": 1}}}, "has no argument 'bst': did you mean best"),
+        ({"env_kwargs": {"Ant-v5": {}}}, "env_kwargs name 'Ant-v5', which takes no part"),
         ({"settings": {"ddpg": {}}}, "settings name 'ddpg', which takes no part"),
         ({"settings": {"simple_ddpg": {"gamma": 2}}}, "gamma must be in"),
         ({"settings": {"simple_ddpg": {"policy_delay": 2}}}, "TD3 has it"),
@@ -437,21 +575,19 @@ def test_scaled_pendulum_is_pendulum_with_observations_times_1000():
 @pytest.mark.parametrize("name", ["simple_ddpg", "td3"])
 def test_observations_are_normalised_for_training_and_evaluated_with_its_statistics(here, monkeypatch, name):
     """Any algorithm; statistics come from training alone, so a run is the same evaluated often or seldom."""
-    from sb3_simple_ddpg import experiment_worker
-
     seen = []
 
     def spy(model, env, **kwargs):
         training = model.get_vec_normalize_env()
         before = training.obs_rms.mean.tolist()
-        found = experiment_worker_evaluate(model, env, **kwargs)
+        found = evaluate_policy(model, env, **kwargs)
         assert (env.training, env.norm_reward, training.norm_reward) == (False, False, False)
         assert env.obs_rms.mean.tolist() == training.obs_rms.mean.tolist() == before
         seen.append(training.obs_rms.count)
         return found
 
-    experiment_worker_evaluate = experiment_worker.evaluate_policy
-    monkeypatch.setattr(experiment_worker, "evaluate_policy", spy)
+    evaluate_policy = runs.evaluate_policy
+    monkeypatch.setattr(runs, "evaluate_policy", spy)
     settings = {name: {**SMALL, "normalize_observations": True}}
     often, seldom = (
         run_experiment([name], [SCALED], 1, 220, settings=settings, eval_every=every, eval_episodes=1)

@@ -25,6 +25,12 @@ from tests.environments import Bandit
 TINY = {"net_arch": [8]}
 
 
+class ThreeActions(Bandit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+
 def test_a_number_is_the_standard_deviation_of_independent_draws():
     noise = make_action_noise(0.5, (3,), 4)
     np.random.seed(0)
@@ -151,6 +157,77 @@ def test_noise_may_be_replaced_after_construction():
     assert model.logger.name_to_value["train/noise_scale"] == 0.7
 
 
+class SetNoise(BaseCallback):
+    """Sets the noise at the fifth call, and remembers what the model holds at every later one."""
+
+    def __init__(self, setting: Any) -> None:
+        super().__init__()
+        self.setting, self.held = setting, []
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 5:
+            self.model.action_noise = self.setting
+        if self.n_calls > 5:
+            self.held.append(self.model.action_noise)
+        return True
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("setting", "scale"),
+    [
+        (0.05, 0.05),
+        (1, 1.0),
+        (np.float32(0.5), 0.5),
+        (np.array(0.25), 0.25),
+        (th.tensor(0.5), 0.5),
+        (lambda progress: 0.5, 0.5),
+        (None, 0.0),
+        (NormalActionNoise(np.zeros(1), 0.3 * np.ones(1)), 0.3),
+        (OrnsteinUhlenbeck(sigma=0.4), 0.4),
+        (OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.7 * np.ones(1)), 0.7),
+    ],
+)
+def test_noise_set_in_a_callback_means_what_it_means_in_the_constructor(setting: Any, scale: float, n_envs: int):
+    settings = {"learning_starts": 0, "buffer_size": 100, "batch_size": 4, "policy_kwargs": TINY}
+    callback = SetNoise(setting)
+    model = SimpleDDPG("MlpPolicy", DummyVecEnv([Bandit] * n_envs), **settings).learn(10 * n_envs, callback)
+    built = SimpleDDPG("MlpPolicy", DummyVecEnv([Bandit] * n_envs), action_noise=setting, **settings).learn(1)
+    assert len(callback.held) == 5
+    assert all(noise is model.action_noise for noise in callback.held)  # kept, so that it can wander
+    assert model._n_updates == 10
+    assert type(model.action_noise) is type(built.action_noise)
+    assert noise_scale(model.action_noise) == noise_scale(built.action_noise) == pytest.approx(scale)
+    if scale:
+        assert model.action_noise().reshape(-1, 1).shape == (n_envs, 1)
+
+
+def test_a_schedule_set_in_a_callback_starts_at_the_progress_of_now():
+    callback = SetNoise(lambda progress: progress)
+    scales = []
+    callback._on_rollout_start = lambda: scales.append(callback.model.action_noise.scale)
+    SimpleDDPG("MlpPolicy", Bandit(), learning_starts=0, buffer_size=100, batch_size=4, policy_kwargs=TINY).learn(
+        10, callback
+    )
+    assert scales == pytest.approx([0.1] * 5 + [0.5, 0.4, 0.3, 0.2, 0.1])  # set at the fifth of ten timesteps
+
+
+def test_impossible_noise_set_later_is_refused_there_and_the_old_one_stays():
+    model = SimpleDDPG("MlpPolicy", Bandit(), policy_kwargs=TINY)
+    for wrong, error in ((-0.1, ValueError), ("0.1", TypeError), (np.bool_(True), TypeError)):
+        with pytest.raises(error, match="action_noise must be"):
+            model.action_noise = wrong
+    assert model.action_noise.scale == 0.1
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_noise_set_on_an_object_is_that_object_as_in_sb3(n_envs: int):
+    noise = VectorizedActionNoise(NormalActionNoise(np.zeros(1), np.ones(1)), n_envs)
+    model = SimpleDDPG("MlpPolicy", DummyVecEnv([Bandit] * n_envs), policy_kwargs=TINY)
+    model.action_noise = noise
+    assert model.action_noise is noise
+
+
 def test_a_class_of_the_user_s_is_used_and_its_unknown_scale_not_logged():
     class Constant(ActionNoise):
         def __call__(self) -> np.ndarray:
@@ -207,6 +284,113 @@ def test_negative_description_is_refused():
 def test_noise_of_another_shape_is_refused_before_training():
     with pytest.raises(ValueError, match=r"shape of one action, \(1,\), got \(3,\)"):
         SimpleDDPG("MlpPolicy", Bandit(), action_noise=NormalActionNoise(np.zeros(3), np.ones(3)))
+
+
+def normal(*shape: int) -> NormalActionNoise:
+    return NormalActionNoise(np.zeros(shape), 0.1 * np.ones(shape))
+
+
+class OfTheUser(ActionNoise):
+    def __call__(self) -> np.ndarray:
+        return np.full((1,), 0.25, np.float32)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        normal(1),
+        normal(2),
+        NormalActionNoise(np.zeros(3), np.ones(2)),
+        VectorizedActionNoise(normal(1), 1),
+        OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1)),
+        OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(3)),  # one number a draw, three times as large or small
+        OfTheUser(),
+        VectorizedActionNoise(OfTheUser(), 1),
+    ],
+)
+@pytest.mark.parametrize("when", ["built", "later", "load"])
+def test_one_number_for_all_three_dimensions_is_refused(noise: ActionNoise, when: str, tmp_path):
+    """SB3 adds the same number to all three."""
+    settings = {"policy_kwargs": TINY, "buffer_size": 100}
+
+    def learn() -> None:
+        model = SimpleDDPG(
+            "MlpPolicy", ThreeActions(), **settings, **({"action_noise": noise} if when == "built" else {})
+        )
+        if when == "later":
+            model.action_noise = noise
+        elif when == "load":
+            model.save(tmp_path / "model")
+            model = SimpleDDPG.load(tmp_path / "model", env=ThreeActions(), action_noise=noise)
+        model.learn(1)  # a class of the user's is asked at the first timestep, not before
+
+    with pytest.raises(ValueError, match=r"shape of one action, \(3,\), got .*NormalActionNoise\(np.zeros\(\(3,\)\)"):
+        learn()
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        normal(3),
+        NormalActionNoise(np.zeros(3), 0.1),
+        NormalActionNoise(np.zeros(1), np.ones(3)),  # NumPy draws three numbers
+        OrnsteinUhlenbeckActionNoise(np.zeros(3), np.ones(3)),
+        OrnsteinUhlenbeckActionNoise(np.zeros(3), np.ones(1)),
+        VectorizedActionNoise(normal(3), 1),
+    ],
+)
+def test_one_number_for_each_dimension_is_taken(noise: ActionNoise):
+    model = SimpleDDPG("MlpPolicy", ThreeActions(), action_noise=noise, learning_starts=0, policy_kwargs=TINY)
+    model.gradient_steps = 0
+    model.learn(2)
+    deviations = model.replay_buffer.actions[1].flatten() - model.replay_buffer.actions[0].flatten()
+    assert len({round(float(deviation), 6) for deviation in deviations}) == 3
+
+
+def test_shape_is_checked_without_a_draw_or_a_copy():
+    noise = OfTheUser()
+    np.random.seed(4)
+    expected = np.random.get_state()[1].tolist()
+    assert make_action_noise(normal(3), (3,), 1)._mu.shape == (3,)
+    assert make_action_noise(noise, (3,), 1) is noise
+    assert np.random.get_state()[1].tolist() == expected
+
+
+def without_dtype(noise: Any) -> Any:
+    """As SB3 pickled it before version 1.8."""
+    for each in [noise, *getattr(noise, "noises", []), getattr(noise, "base_noise", noise)]:
+        vars(each).pop("_dtype", None)
+    return noise
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: normal(1),
+        lambda: OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1)),
+        lambda: VectorizedActionNoise(normal(1), 2),
+        lambda: VectorizedActionNoise(OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1)), 2),
+    ],
+)
+def test_noise_of_before_sb3_1_8_draws_what_it_draws_today(make: Any, n_envs: int):
+    draws = []
+    for noise in (make(), without_dtype(make())):
+        model = SimpleDDPG(
+            "MlpPolicy", DummyVecEnv([Bandit] * n_envs), action_noise=noise, learning_starts=0, buffer_size=100,
+            batch_size=4, seed=0, policy_kwargs=TINY,
+        )  # fmt: skip
+        model.learn(20)
+        draws.append(model.replay_buffer.actions.copy())
+    assert np.array_equal(*draws)
+
+
+def test_wandering_noise_of_before_sb3_1_8_goes_on_where_it_was_and_the_caller_s_stays_as_it_is():
+    noise = without_dtype(VectorizedActionNoise(OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1)), 2))
+    noise.noises[1].noise_prev = np.array([0.7])
+    taken = make_action_noise(noise, (1,), 2)
+    assert taken.noises[1].noise_prev.tolist() == [0.7]
+    assert not hasattr(noise.noises[1], "_dtype")
 
 
 def test_noise_for_actions_of_any_shape():

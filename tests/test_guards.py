@@ -444,7 +444,7 @@ def test_nothing_is_copied_before_a_compiled_update_that_looks_itself(monkeypatc
 
     looks_itself.looks_itself = True
     monkeypatch.setattr(model._guard._memory, "take", None)  # would fail
-    for _, update in model._guard.watched([None], 1, lambda batch: looks_itself, []):
+    for _, update in model._guard.watched(model, [None], 1, lambda batch: looks_itself, []):
         assert update is looks_itself
 
 
@@ -501,3 +501,31 @@ def test_a_weight_that_is_not_finite_is_seen_wherever_it_lies(how: str):
     with pytest.raises(NonFiniteError, match="The weights are those before"):
         model.train(1, 8)
     assert_same(snapshot(model), before)
+
+
+# --- searches over settings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+@pytest.mark.parametrize("caught", [AssertionError, ValueError, FloatingPointError], ids=lambda error: error.__name__)
+def test_a_search_gives_up_the_trial_that_gave_nan_and_goes_on(caught: type[Exception], what: str):
+    """Optuna's example for SB3 catches AssertionError around `learn`, RL Zoo's search a ValueError too."""
+
+    def trial(at: int) -> str:
+        model = SimpleDDPG("MlpPolicy", DummyVecEnv([lambda: Broken(what, NAN, at)]), **settings())
+        try:
+            model.learn(40)
+        except caught:
+            return f"pruned at {model.num_timesteps}"
+        return "complete"
+
+    assert [trial(at) for at in (5, 1_000, 20)] == ["pruned at 5", "complete", "pruned at 20"]
+
+
+def test_a_search_gives_up_the_trial_whose_weights_became_nan():
+    model = SimpleDDPG("MlpPolicy", Dummy(VECTOR), **settings()).learn(20)
+    with th.no_grad():
+        model.actor.mu[0].weight.fill_(NAN)
+    for give_up in (lambda: model.predict(np.zeros(3, np.float32)), lambda: model.learn(20), lambda: model.train(1)):
+        with pytest.raises(AssertionError):
+            give_up()

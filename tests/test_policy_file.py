@@ -221,6 +221,47 @@ def test_numbers_that_cannot_be_meant_are_refused_though_the_checksum_is_right(n
     refused(join(header, changed), tmp_path, "the checksum differs")
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int64"])
+@pytest.mark.parametrize("kind", ["Box", "MultiBinary"])
+def test_observations_without_an_axis_are_refused_when_loaded_not_when_asked(kind, dtype, normalize, tmp_path):
+    """Files that are right in all else: each number where it should be, and a right checksum."""
+
+    def content(part: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
+        description = {
+            "format": policy_file.FORMAT, "version": 1, "parts": [part], "is_dict": False, "hidden": [],
+            "activation": "ReLU", "action_shape": [1], "action_dtype": "float32", "source": {},
+        }  # fmt: skip
+        header: Header = {"__metadata__": {}}
+        numbers = b""
+        for name, values in tensors.items():
+            code = policy_file._CODES[str(values.dtype)]
+            offsets = [len(numbers), len(numbers) + values.nbytes]
+            header[name] = {"dtype": code, "shape": list(values.shape), "data_offsets": offsets}
+            numbers += values.tobytes()
+        return sealed(header, description, numbers)
+
+    def file(shape: tuple[int, ...]) -> bytes:
+        part = {
+            "name": "observation", "kind": kind, "shape": list(shape), "dtype": dtype, "counts": [],
+            "normalize": normalize and kind == "Box", "transpose": False, "divide_by_255": False, "cnn": 0,
+        }  # fmt: skip
+        tensors = {"action.low": -np.ones(1, np.float32), "action.high": np.ones(1, np.float32)}
+        if kind == "Box":
+            tensors |= {"observation.0.low": np.zeros(shape, dtype), "observation.0.high": np.ones(shape, dtype)}
+        if part["normalize"]:
+            tensors |= {"normalizer": np.array([1e-8, 10.0])}
+            tensors |= {"observation.0.mean": np.zeros(shape), "observation.0.variance": np.ones(shape)}
+        tensors |= {"mu.0.weight": np.ones((1, 1), np.float32), "mu.0.bias": np.zeros(1, np.float32)}
+        return content(part, tensors)
+
+    refused(file(()), tmp_path, f"a {kind} without an axis, which nothing flattens")
+    path = tmp_path / "policy.safetensors"
+    path.write_bytes(file((1,)))
+    # With an axis the same file answers: tanh(1) where nothing is normalized.
+    assert load_policy(path).predict(np.ones(1, dtype))[0] == pytest.approx(np.tanh([1.0]), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

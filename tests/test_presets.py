@@ -63,6 +63,24 @@ def test_robust_comes_with_normalised_observations_on_the_command_line():
     )
 
 
+@pytest.mark.parametrize("name", [*presets.PRESETS, "rl-zoo"])
+@pytest.mark.parametrize("way", ["chosen", "built"])
+def test_whatever_a_caller_changes_the_presets_stay_as_they_are(name: str, way: str):
+    before = copy.deepcopy((presets.PRESETS, presets.RL_ZOO["Pendulum-v1"]))
+    settings = presets.choose_preset(name, "Pendulum-v1")[1]
+    if way == "built":  # the preset itself, as in README.md, and what the model made of it
+        preset = presets.RL_ZOO["Pendulum-v1"] if name == "rl-zoo" else presets.PRESETS[name]
+        settings = vars(SimpleDDPG("MlpPolicy", Bandit(), **preset))
+    kwargs = settings.setdefault("policy_kwargs", {})
+    for layers in kwargs["net_arch"].values() if isinstance(kwargs.get("net_arch"), dict) else [kwargs.get("net_arch")]:
+        if layers is not None:
+            layers.append(8)
+    kwargs.setdefault("critic_optimizer_kwargs", {})["weight_decay"] = 0.5
+    kwargs["last_layer_init"] = 0.5
+    settings["gamma"] = 0.5
+    assert before == (presets.PRESETS, presets.RL_ZOO["Pendulum-v1"])
+
+
 @pytest.mark.parametrize(
     ("name", "env_id", "message"),
     [("robst", "Pendulum-v1", "no preset 'robst': choose from default"), ("rl-zoo", "Nope-v0", "no DDPG settings for")],

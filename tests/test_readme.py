@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sb3_simple_ddpg import SimpleDDPG, equations, policies
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -23,6 +25,32 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README.read_text()))))
 def test_files_that_the_readme_links_exist(link: str):
     assert (README.parent / link).exists()
+
+
+def test_what_the_table_of_algorithm_1_names_exists():
+    names = re.findall(
+        r"`((?:SimpleDDPG|DDPGPolicy)\.\w+|td_target|critic_loss|actor_loss|soft_update)`", README.read_text()
+    )
+    assert len(set(names)) >= 10
+    for name in names:
+        place, _, attribute = name.rpartition(".")
+        where = {"SimpleDDPG": SimpleDDPG, "DDPGPolicy": policies.DDPGPolicy, "": equations}[place]
+        assert callable(getattr(where, attribute)), name
+
+
+def test_the_reading_path_begins_with_the_whole_algorithm_and_the_loop():
+    """In this order: the algorithm, the loop, the equations, the update, one by hand, what can go wrong."""
+    path = README.read_text().split("## Learn DDPG here")[1].split("\n## ")[0]
+    stations = (
+        "theory.md#the-whole-algorithm", "theory.md#algorithm-1-as-one-loop", "equations.py", "SimpleDDPG._update",
+        "test_one_update_equals_the_numbers_worked_out_by_hand", "03_what_can_go_wrong",
+    )  # fmt: skip
+    positions = [path.index(station) for station in stations]
+    assert positions == sorted(positions)
+    assert (
+        "def test_one_update_equals_the_numbers_worked_out_by_hand"
+        in (README.parent / "tests/test_update.py").read_text()
+    )
 
 
 def test_the_lines_of_algorithm_1_stand_in_the_comments_of_train():

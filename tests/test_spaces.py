@@ -13,6 +13,13 @@ from gymnasium import spaces
 from stable_baselines3 import DDPG
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvBox, SimpleMultiObsEnv
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecExtractDictObs,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
 
 from sb3_simple_ddpg import SimpleDDPG
 from tests.side_by_side import (
@@ -260,9 +267,11 @@ def test_predict_takes_one_observation_or_a_batch_as_the_environment_gives_it(ma
         (spaces.MultiBinary(2), "Box"),
         (spaces.Box(0, 5, (2,), np.int64), "real numbers"),
         (spaces.Box(-np.inf, 1.0, (2,), np.float32), "finite lower and upper bound"),
+        (spaces.Box(-1.0, 1.0, (2,), np.longdouble), "dtype=np.float64"),
+        (spaces.Box(-1.0, 1.0, (0,), np.float32), "nothing to learn"),
         (spaces.Box(np.array([0.0, 1.0]), np.array([1.0, 1.0]), dtype=np.float64), "below the upper one"),
     ],
-    ids=["discrete", "multi_discrete", "multi_binary", "integers", "unbounded", "no_width"],
+    ids=["discrete", "multi_discrete", "multi_binary", "integers", "unbounded", "longdouble", "empty", "no_width"],
 )
 @pytest.mark.parametrize("error", [ValueError, AssertionError])
 def test_action_space_that_ddpg_cannot_use_is_refused(space, words, error):
@@ -284,6 +293,216 @@ def test_observation_space_that_sb3_refuses_is_refused_with_the_same_error(space
     for algorithm in (SimpleDDPG, DDPG):
         with pytest.raises(error):
             algorithm(policy, Dummy(space), **settings())
+
+
+def cure_of(refused: pytest.ExceptionInfo[Exception], begin: str) -> str:
+    """The line of code in a message that begins so: up to the bracket that closes it."""
+    text = str(refused.value)
+    text = text[text.index(begin) :]
+    depth = 0
+    for place, sign in enumerate(text):
+        depth += (sign in "([{") - (sign in ")]}")
+        if depth == 0 and sign in ")]}":
+            return text[: place + 1]
+    raise ValueError(text)
+
+
+HUGE = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [
+        (-HUGE, HUGE, np.float32), (0.0, HUGE, np.float32), (-0.7 * HUGE, 0.7 * HUGE, np.float32),
+        (-np.inf, np.inf, np.float32), (-1e300, 1e300, np.float64), (-1.7e308, 1.7e308, np.float64),
+        (-65504.0, 65504.0, np.float16), (-1.0, np.inf, np.float64),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(1,), (2, 3)])
+def test_action_bounds_that_say_nothing_are_refused_with_a_wrapper_that_trains(low, high, dtype, shape):
+    class Recorder(Dummy):
+        def step(self, action: np.ndarray) -> Any:
+            seen.append(action)
+            return super().step(action)
+
+    seen: list[np.ndarray] = []
+    env = Recorder(VECTOR, spaces.Box(low, high, shape, dtype))
+    with pytest.raises(ValueError, match=r"(?s)low=\[.*high=\[.*the one that the task needs") as refused:
+        SimpleDDPG("MlpPolicy", env, **settings())
+    assert f"low={env.action_space.low}, high={env.action_space.high}" in str(refused.value)
+    cured = eval(cure_of(refused, "gymnasium.wrappers.TransformAction("), {"gymnasium": gym, "env": env})
+    model = SimpleDDPG("MlpPolicy", cured, **settings()).learn(30)
+    assert model._n_updates == 20
+    assert len(seen) == 30
+    assert all(action.shape == shape and np.abs(action).max() <= 1 for action in seen)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Box(-1e6, 1e6, (2,), np.float32), spaces.Box(295, 302, (1,), np.float32),
+     spaces.Box(-1.0, 1.0, (2,), np.float16), spaces.Box(1e-8, 2e-8, (1,), np.float32)],
+)  # fmt: skip
+def test_action_bounds_that_mean_something_are_taken_however_far_they_are(space):
+    model = SimpleDDPG("MlpPolicy", Dummy(VECTOR, space), **settings()).learn(11)
+    assert model._n_updates == 1
+    action = model.predict(np.zeros(3, np.float32))[0]
+    assert (space.low <= action).all()
+    assert (action <= space.high).all()
+
+
+FLATTENED = {
+    "discrete_from_one": (spaces.Discrete(3, start=1), 3),
+    "discrete_from_minus_one": (spaces.Discrete(3, start=-1), 3),
+    "multi_discrete_with_start": (spaces.MultiDiscrete([2, 3], start=[1, 0]), 5),
+    "multi_discrete_of_two_axes": (spaces.MultiDiscrete([[2, 3], [4, 5]]), 14),
+    "multi_discrete_of_two_axes_with_start": (spaces.MultiDiscrete([[2, 3]], start=[[1, -4]]), 5),
+    "scalar": (spaces.Box(-1.0, 1.0, (), np.float32), 1),
+    "tuple": (spaces.Tuple((VECTOR, spaces.Discrete(2))), 5),
+    "text": (spaces.Text(4), 4),
+    "one_of": (spaces.OneOf((VECTOR, spaces.Discrete(2))), 4),
+    "key_with_start": (spaces.Dict({"a": spaces.Discrete(3, start=1), "b": VECTOR}), 6),
+    "key_of_two_axes": (spaces.Dict({"a": spaces.MultiDiscrete([[2, 3]])}), 5),
+    "key_that_is_a_scalar": (spaces.Dict({"a": spaces.Box(-1.0, 1.0, (), np.float64), "b": VECTOR}), 4),
+    "key_that_is_a_tuple": (spaces.Dict({"a": spaces.Tuple((VECTOR, VECTOR))}), 6),
+    "key_that_is_text": (spaces.Dict({"a": spaces.Text(3), "b": VECTOR}), 6),
+    "nested_dict": (spaces.Dict({"inner": spaces.Dict({"x": VECTOR, "y": spaces.Discrete(2)})}), 5),
+}
+
+
+@pytest.mark.parametrize("name", FLATTENED)
+def test_observation_space_that_sb3_cannot_encode_is_refused_with_a_wrapper_that_trains(name):
+    space, n_features = FLATTENED[name]
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    with pytest.raises(ValueError, match="makes one vector of it") as refused:
+        SimpleDDPG(policy, Dummy(space), **settings())
+    env = eval(cure_of(refused, "gymnasium.wrappers."), {"gymnasium": gym, "env": Dummy(space)})
+    model = SimpleDDPG("MlpPolicy", env, **settings()).learn(30)
+    assert model._n_updates == 20
+    assert model.actor.mu[0].in_features == n_features
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Sequence(VECTOR), "no fixed size"), (spaces.Graph(VECTOR, None), "no fixed size"),
+        (spaces.Dict({"a": spaces.Sequence(VECTOR)}), "Key 'a' of the observation space has no fixed size"),
+        (spaces.Dict({"a": VECTOR, "b": spaces.Box(0, 1, (0,))}), "Key 'b' of .* holds no number.* leave this key out"),
+        (spaces.Box(-1, 1, (3,), np.longdouble), "no numbers like float128.* build the Box with dtype=np.float64"),
+    ],
+)  # fmt: skip
+def test_observation_space_without_a_size_or_dtype_is_refused(space, words):
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    with pytest.raises(ValueError, match=words):
+        SimpleDDPG(policy, Dummy(space), **settings())
+
+
+class Longer(Dummy):
+    """Observations of more digits than its space has."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        return super().reset(**kwargs)[0].astype(np.longdouble), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        observation, *others = super().step(action)
+        return observation.astype(np.longdouble), *others
+
+
+def test_long_doubles_are_taken_where_the_space_says_float64():
+    model = SimpleDDPG("MlpPolicy", Longer(spaces.Box(-1, 1, (3,), np.float64)), **settings()).learn(20)
+    assert model._n_updates == 10
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(0, 1, (0,)), spaces.Box(0, 1, (0, 3)), spaces.Dict({}), spaces.MultiDiscrete([])]
+)
+def test_nothing_to_see_is_refused_with_a_wrapper_that_trains(space):
+    env = Dummy(space)
+    with pytest.raises(ValueError, match="where there is nothing to see, show a zero") as refused:
+        SimpleDDPG("MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy", env, **settings())
+    cured = eval(cure_of(refused, "gymnasium.wrappers."), {"gymnasium": gym, "np": np, "env": env})
+    model = SimpleDDPG("MlpPolicy", cured, **settings()).learn(20)
+    assert model._n_updates == 10
+    assert not model.replay_buffer.observations.any()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["a.b"], ["a_b_"]), (["type", "x"], ["type_", "x"]), (["training"], ["training_"]),
+        (["forward"], ["forward_"]), ([""], ["_"]), (["a.b", "a_b_"], ["a_b_", "a_b__"]),
+        (["keys", "to", "parameters"], ["keys_", "parameters_", "to_"]),
+        (["a.b", "a_b"], ["a_b", "a_b_"]), (["type", "type_"], ["type_", "type__"]),
+    ],
+)  # fmt: skip
+def test_keys_that_pytorch_cannot_name_a_layer_after_are_refused_with_a_wrapper_that_trains(keys, expected):
+    env = Dummy(spaces.Dict(dict.fromkeys(keys, VECTOR)))
+    with pytest.raises(ValueError, match="give them other names") as refused:
+        SimpleDDPG("MultiInputPolicy", env, **settings())
+    names: dict[str, Any] = {"gymnasium": gym, "env": env}
+    text = str(refused.value)
+    for line in text[text.index("rename = lambda") :].rstrip(".").split("; "):
+        exec(line, names)
+    model = SimpleDDPG("MultiInputPolicy", names["env"], **settings()).learn(20)
+    assert model._n_updates == 10
+    assert sorted(model.replay_buffer.observations) == expected
+
+
+def test_an_extractor_of_the_user_s_own_may_read_any_key():
+    class Own(FlattenExtractor):
+        def __init__(self, observation_space: spaces.Dict) -> None:
+            super().__init__(observation_space["a.b"])
+
+        def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+            return super().forward(observations["a.b"])
+
+    kwargs = {"net_arch": [16], "features_extractor_class": Own}
+    env = Dummy(spaces.Dict({"a.b": VECTOR, "type": VECTOR}))
+    assert SimpleDDPG("MultiInputPolicy", env, **settings(policy_kwargs=kwargs)).learn(20)._n_updates == 10
+
+
+@pytest.mark.parametrize(("side", "fits"), [(35, False), (36, True)])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_images_too_small_for_the_cnn_are_refused_with_a_wrapper_that_trains(side, fits, keyed):
+    image = spaces.Box(0, 255, (side, 40, 3), np.uint8)
+    policy, space = ("MultiInputPolicy", spaces.Dict({"image": image})) if keyed else ("CnnPolicy", image)
+    small = settings(policy_kwargs=SMALL_COMBINED if keyed else SMALL_CNN)
+    if fits:
+        assert SimpleDDPG(policy, Dummy(space), **small).learn(12)._n_updates == 2
+        return
+    with pytest.raises(ValueError, match=r"at least 36 x 36 pixels, got \(3, 35, 40\)") as refused:
+        SimpleDDPG(policy, Dummy(space), **small)
+    env = eval(cure_of(refused, "gymnasium.wrappers."), {"gymnasium": gym, "env": Dummy(space)})
+    assert SimpleDDPG("MlpPolicy", env, **settings()).learn(12)._n_updates == 2
+
+
+IMAGE_AND_VECTOR = spaces.Dict({"image": CHANNEL_LAST, "vector": VECTOR})
+
+
+@pytest.mark.parametrize(
+    ("space", "normalize"), [(CHANNEL_LAST, {"norm_obs": False}), (IMAGE_AND_VECTOR, {"norm_obs_keys": ["vector"]}),
+                             (IMAGE_AND_VECTOR, {"norm_obs": False})],
+)  # fmt: skip
+def test_images_transposed_outside_vec_normalize_are_refused_with_the_order_that_trains(space, normalize):
+    policy, kwargs = ("CnnPolicy", SMALL_CNN) if space is CHANNEL_LAST else ("MultiInputPolicy", SMALL_COMBINED)
+    small = settings(policy_kwargs=kwargs)
+    with pytest.raises(ValueError, match="transposed outside VecNormalize") as refused:
+        SimpleDDPG(policy, VecNormalize(DummyVecEnv([lambda: Dummy(space)]), **normalize), **small)
+    names = {"VecNormalize": VecNormalize, "VecTransposeImage": VecTransposeImage}
+    env = eval(cure_of(refused, "VecNormalize(VecT"), {**names, "env": DummyVecEnv([lambda: Dummy(space)])})
+    model = SimpleDDPG(policy, env, **small).learn(14)
+    assert model._n_updates == 4
+    stored = model.replay_buffer.observations
+    assert (stored["image"] if isinstance(stored, dict) else stored).shape == (200, 1, 3, 36, 36)
+    assert (env.norm_obs, env.norm_obs_keys) == (normalize.get("norm_obs", True), normalize.get("norm_obs_keys"))
+
+
+def test_any_wrapper_around_vec_normalize_that_changes_shapes_is_refused():
+    env = VecNormalize(DummyVecEnv([lambda: Dummy(spaces.Dict({"a": VECTOR}))]))
+    with pytest.raises(ValueError, match="put VecNormalize around VecExtractDictObs"):
+        SimpleDDPG("MlpPolicy", VecExtractDictObs(env, "a"), **settings())
+    inner = VecExtractDictObs(DummyVecEnv([lambda: Dummy(spaces.Dict({"a": VECTOR}))]), "a")
+    assert SimpleDDPG("MlpPolicy", VecNormalize(inner), **settings()).learn(20)._n_updates == 10
+    assert SimpleDDPG("MlpPolicy", VecMonitor(VecNormalize(inner)), **settings()).learn(20)._n_updates == 10
 
 
 @pytest.mark.parametrize("error", [ValueError, AssertionError])

@@ -39,14 +39,14 @@ def test_one_update_equals_the_numbers_worked_out_by_hand():
     Linear networks with weights set by hand, plain gradient descent with a step of 0.1, tau 0.5, gamma 0.5.
 
     s = s' = 1, a = 0.5, r = 2, not terminated. mu(s) = tanh(w s) with w = 0; Q(s, a) = u s + v a with u = 1, v = 2.
-    Targets start equal to the main networks.
+    The target networks start equal to the main ones.
 
     y = 2 + 0.5 * Q'(1, tanh(0)) = 2 + 0.5 * 1 = 2.5
     Q(s, a) = 1 + 2 * 0.5 = 2, TD error y - Q = 0.5, loss 0.25
     critic: dL/du = -2 * 0.5 * s = -1 -> u = 1.1; dL/dv = -2 * 0.5 * a = -0.5 -> v = 2.05; bias: -1 -> 0.1
     actor: J = -Q(s, mu(s)); dJ/dw = -v * (1 - tanh(0)^2) * s = -2.05 -> w = 0.205, its bias likewise
         (v is the one after the critic's step); J = -(1.1 + 2.05 * 0 + 0.1) = -1.2
-    targets: halfway: u' = 1.05, v' = 2.025, bias 0.05; w' = 0.1025
+    target networks: halfway: u' = 1.05, v' = 2.025, bias 0.05; w' = 0.1025
     """
     policy_kwargs = {"net_arch": [], "optimizer_class": th.optim.SGD}
     model = SimpleDDPG(

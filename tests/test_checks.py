@@ -17,7 +17,7 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from stable_baselines3.td3.policies import TD3Policy
+from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_simple_ddpg import SimpleDDPG, checks
 from sb3_simple_ddpg.policies import MlpPolicy
@@ -69,7 +69,7 @@ def test_learn_has_sb3_s_arguments_and_its_own_name_in_the_log():
         ({"policy_kwargs": {"net_arch": "64"}}, r"got '64': \[256, 256\]"),
         ({"policy_kwargs": {"net_arch": 64}}, r"got 64: \[256, 256\]"),
         ({"policy": "MlpLstmPolicy"}, "MlpLstmPolicy unknown: choose from MlpPolicy.*RecurrentPPO"),
-        ({"policy": TD3Policy}, "TD3Policy.*from_sb3"),
+        ({"policy": SACPolicy}, "SACPolicy.*from_sb3"),
     ],
 )
 def test_impossible_values_are_refused_with_value_and_cure(setting: dict, message: str):

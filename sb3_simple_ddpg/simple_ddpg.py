@@ -1,7 +1,7 @@
 """SimpleDDPG: Deep Deterministic Policy Gradient inside Stable-Baselines3 (SB3). The update is `SimpleDDPG._update`.
 
 Not here: the equations (`equations.py`), the networks (`policies.py`), the noise (`exploration.py`), the collecting of
-experience (`collecting.py`: lines 4 to 6 of Algorithm 1).
+experience (`sb3/collecting.py`: lines 4 to 6 of Algorithm 1).
 
 Algorithm 1, Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, in the numbering that README.md prints.
 """
@@ -38,27 +38,28 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_simple_ddpg import checks, folder_lock
-from sb3_simple_ddpg.collecting import Collecting
+from sb3_simple_ddpg.checkpoint import folder_lock
+from sb3_simple_ddpg.checkpoint.buffer import cut_episodes
 from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_target
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, drawn, make_action_noise, noise_scale
-from sb3_simple_ddpg.failures import watched_environments
-from sb3_simple_ddpg.guards import NonFiniteGuard, Update
-from sb3_simple_ddpg.layers import FastGradients
-from sb3_simple_ddpg.networks import Networks
-from sb3_simple_ddpg.optimizers import forget_gradients, with_those_held
-from sb3_simple_ddpg.origins import environments_of, origin_of
 from sb3_simple_ddpg.policies import Actor, CnnPolicy, Critic, DDPGPolicy, MlpPolicy, MultiInputPolicy, only
-from sb3_simple_ddpg.sampling import sample_batches
-from sb3_simple_ddpg.storage import cut_episodes
-from sb3_simple_ddpg.vec_env import QuickDummyVecEnv, watched
+from sb3_simple_ddpg.safety import checks
+from sb3_simple_ddpg.safety.environments import watched_environments
+from sb3_simple_ddpg.safety.numbers import NonFiniteGuard, Update
+from sb3_simple_ddpg.safety.origins import environments_of, origin_of
+from sb3_simple_ddpg.sb3.collecting import Collecting
+from sb3_simple_ddpg.sb3.vec_env import QuickDummyVecEnv, watched
+from sb3_simple_ddpg.speed.layers import FastGradients
+from sb3_simple_ddpg.speed.networks import Networks
+from sb3_simple_ddpg.speed.optimizers import forget_gradients, with_those_held
+from sb3_simple_ddpg.speed.sampling import sample_batches
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
 
-    from sb3_simple_ddpg.checkpoint import Resumed
-    from sb3_simple_ddpg.compiled import CompiledUpdates
-    from sb3_simple_ddpg.diagnosis import Finding
+    from sb3_simple_ddpg.checkpoint.folder import Resumed
+    from sb3_simple_ddpg.diagnosis.diagnosis import Finding
+    from sb3_simple_ddpg.speed.compiled import CompiledUpdates
 
 SelfSimpleDDPG = TypeVar("SelfSimpleDDPG", bound="SimpleDDPG")
 
@@ -328,7 +329,7 @@ class SimpleDDPG(Collecting):
 
     def _compiled_updates(self) -> Callable[[ReplayBufferSamples], Update]:
         if self._compiled is None:  # made at the first update: importing the compiler takes a second
-            from sb3_simple_ddpg.compiled import CompiledUpdates
+            from sb3_simple_ddpg.speed.compiled import CompiledUpdates
 
             self._compiled = CompiledUpdates()
         return partial(self._compiled.choose, self)
@@ -451,7 +452,7 @@ class SimpleDDPG(Collecting):
         assert self._last_obs is not None
         self._guard.check_first(self, self._last_obs)
         if self._resumed is not None or self._saved is not None:
-            from sb3_simple_ddpg.checkpoint import look_at_environments
+            from sb3_simple_ddpg.checkpoint.folder import look_at_environments
 
             look_at_environments(self)
         self._last_end = self._episode_num, self.num_timesteps
@@ -545,7 +546,7 @@ class SimpleDDPG(Collecting):
         :return: the same agent as SimpleDDPG; the global random streams stay as they were
         :raises ValueError: for a model that is not SB3's DDPG, or a zip that cannot be read here
         """
-        from sb3_simple_ddpg.convert import from_sb3
+        from sb3_simple_ddpg.checkpoint.convert import from_sb3
 
         return from_sb3(cls, model_or_zip, env, custom_objects)
 
@@ -559,7 +560,7 @@ class SimpleDDPG(Collecting):
         :raises ValueError: in the middle of a rollout, or for a replay buffer that cannot be stored
         :raises OSError: when it cannot be written; what lay in the folder is still there
         """
-        from sb3_simple_ddpg.checkpoint import save_checkpoint
+        from sb3_simple_ddpg.checkpoint.folder import save_checkpoint
 
         return save_checkpoint(self, folder, keep_last)
 
@@ -579,7 +580,7 @@ class SimpleDDPG(Collecting):
         :return: the model
         :raises ValueError: when there is no complete checkpoint, or the environment is not as for training
         """
-        from sb3_simple_ddpg.checkpoint import resume
+        from sb3_simple_ddpg.checkpoint.folder import resume
 
         return resume(cls, folder, env, device)
 
@@ -591,7 +592,7 @@ class SimpleDDPG(Collecting):
         :raises ValueError: for what SB3's DDPG lacks: a learning rate or optimizer arguments of the critic's own, a
             gradient norm limit, a noise schedule, a policy class of the user's own
         """
-        from sb3_simple_ddpg.convert import to_sb3
+        from sb3_simple_ddpg.checkpoint.convert import to_sb3
 
         return to_sb3(self)
 
@@ -602,7 +603,7 @@ class SimpleDDPG(Collecting):
         :return: one finding for each fault, with its value and the cure; empty for a healthy agent. What only
             experience shows needs transitions in the replay buffer
         """
-        from sb3_simple_ddpg.diagnosis import diagnose
+        from sb3_simple_ddpg.diagnosis.diagnosis import diagnose
 
         return diagnose(self)
 
@@ -670,7 +671,7 @@ class SimpleDDPG(Collecting):
         :param truncate_last_traj: of HER: the last episode in the buffer ended where it was saved
         :raises ValueError: for a file that holds no buffer, or one that cannot be read here
         """
-        from sb3_simple_ddpg.sb3_files import read_replay_buffer
+        from sb3_simple_ddpg.checkpoint.sb3_files import read_replay_buffer
 
         self.replay_buffer = read_replay_buffer(path, self.verbose)
         if isinstance(self.replay_buffer, HerReplayBuffer):

@@ -26,7 +26,7 @@ from sb3_simple_ddpg import SimpleDDPG, presets
 from sb3_simple_ddpg.command_line import cli
 from sb3_simple_ddpg.command_line.cli import main
 from sb3_simple_ddpg.experiment import plotting, runs
-from sb3_simple_ddpg.export.source import load_policy
+from sb3_simple_ddpg.export import load_policy
 from tests.environments import Bandit
 
 # The module before the colon registers the environment, in subprocesses too.

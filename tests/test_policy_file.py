@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_simple_ddpg.export import policy_file
-from sb3_simple_ddpg.export.source import export_onnx, load_policy, save_policy
+from sb3_simple_ddpg.export import export_onnx, load_policy, policy_file, save_policy
 from tests.side_by_side import CHANNEL_LAST, SMALL_COMBINED, VECTOR
 from tests.test_export import trained
 
@@ -383,7 +382,7 @@ PROBE = """
 import resource, sys, time
 from pathlib import Path
 import numpy as np
-from sb3_simple_ddpg.export.source import load_policy
+from sb3_simple_ddpg.export import load_policy
 
 ran = []
 # What running code out of a file would need.

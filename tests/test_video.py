@@ -11,7 +11,7 @@ from PIL import Image
 
 from sb3_simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.command_line.cli import main
-from sb3_simple_ddpg.export.video import record_episode, write_video
+from sb3_simple_ddpg.experiment.video import record_episode, write_video
 from tests.environments import Bandit
 
 

@@ -23,7 +23,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_simple_ddpg.benchmark import benchmark as bench
 from sb3_simple_ddpg.benchmark import report
 from sb3_simple_ddpg.benchmark.benchmark import Settings
-from sb3_simple_ddpg.export.source import Array, export_onnx, load_policy, optional_library, save_policy
+from sb3_simple_ddpg.export.files import export_onnx, load_policy, save_policy
+from sb3_simple_ddpg.export.source import Array, optional_library
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
 if TYPE_CHECKING:

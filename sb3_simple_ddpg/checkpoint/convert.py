@@ -32,7 +32,8 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_simple_ddpg.checkpoint.sb3_files import SavedAgent, old_defaults, read_agent
 from sb3_simple_ddpg.exploration import GaussianNoise, make_action_noise
 from sb3_simple_ddpg.safety import checks
-from sb3_simple_ddpg.simple_ddpg import SelfSimpleDDPG, SimpleDDPG, own_copy
+from sb3_simple_ddpg.sb3.agent import Agent, SelfAgent
+from sb3_simple_ddpg.speed.optimizers import own_copy
 
 Algorithm = TypeVar("Algorithm", bound=OffPolicyAlgorithm)
 
@@ -43,11 +44,11 @@ _SHARED = ("env", "_vec_normalize_env", "_logger", "observation_space", "action_
 
 
 def from_sb3(
-    cls: type[SelfSimpleDDPG],
+    cls: type[SelfAgent],
     model_or_zip: DDPG | str | Path | io.BufferedIOBase,
     env: GymEnv | None = None,
     custom_objects: dict[str, Any] | None = None,
-) -> SelfSimpleDDPG:
+) -> SelfAgent:
     """
     Take over a model of SB3's DDPG: weights, optimizer states, replay buffer, counters and settings.
 
@@ -67,7 +68,7 @@ def from_sb3(
     if not isinstance(model_or_zip, BaseAlgorithm):
         saved = read_agent(model_or_zip, custom_objects)
         state, parameters = saved.attributes, saved.parameters
-        untold = [_default_instead(name, saved) for name in ("learning_rate", "action_noise") if name not in state]
+        untold = [_default_instead(cls, name, saved) for name in ("learning_rate", "action_noise") if name not in state]
         state["policy_kwargs"] = old_defaults(state["policy_kwargs"], parameters)
     elif isinstance(model_or_zip, DDPG):
         state, parameters = {**vars(model_or_zip), **(custom_objects or {})}, model_or_zip.get_parameters()
@@ -107,9 +108,9 @@ def from_sb3(
     return converted
 
 
-def _default_instead(name: str, saved: SavedAgent) -> str:
+def _default_instead(cls: type[Agent], name: str, saved: SavedAgent) -> str:
     """A sentence for the log on what the zip does not hold; of what cannot be read it warns at once, too."""
-    default = inspect.signature(SimpleDDPG).parameters[name].default
+    default = inspect.signature(cls).parameters[name].default
     unreadable = f" that can be read here ({saved.missing[name]})" if name in saved.missing else ""
     sentence = (
         f"The zip holds no {name}{unreadable}: {name}={default}, the default, is used. "
@@ -120,7 +121,7 @@ def _default_instead(name: str, saved: SavedAgent) -> str:
     return sentence
 
 
-def to_sb3(model: SimpleDDPG) -> DDPG:
+def to_sb3(model: Agent) -> DDPG:
     """
     Give an agent back to SB3: weights, optimizer states, replay buffer, counters and settings.
 
@@ -153,7 +154,7 @@ def to_sb3(model: SimpleDDPG) -> DDPG:
             )
         noise = NormalActionNoise(np.zeros(shape), np.full(shape, noise.scale))
     changes = {
-        "policy_class": _policy_class(SimpleDDPG, DDPG, model.policy_class),
+        "policy_class": _policy_class(type(model), DDPG, model.policy_class),
         "policy_kwargs": {**policy_kwargs, "n_critics": 1},
         "action_noise": noise,
     }

@@ -48,9 +48,9 @@ from sb3_simple_ddpg.checkpoint.environment_state import (
 )
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
-Model = TypeVar("Model", bound="SimpleDDPG")
+Model = TypeVar("Model", bound="Agent")
 
 MODEL, BUFFER, STATE, MANIFEST = "model.zip", "replay_buffer.npz", "state.json", "manifest.json"
 #: What the environments held after the reset that followed. Nothing is restored from it, so it may be missing.
@@ -113,7 +113,7 @@ class ExactCheckpointCallback(BaseCallback):
             self.logger.info(f"Saved {path}.")
 
 
-def save_checkpoint(model: "SimpleDDPG", folder: str | Path, keep_last: int = 3) -> Path:
+def save_checkpoint(model: "Agent", folder: str | Path, keep_last: int = 3) -> Path:
     """
     Write `folder/step_<n>`, n the number of timesteps, and remove all but the newest checkpoints.
 
@@ -215,7 +215,7 @@ class Resumed(NamedTuple):
     expected: dict[str, str] | None
 
 
-def look_at_environments(model: "SimpleDDPG") -> None:
+def look_at_environments(model: "Agent") -> None:
     """
     :param model: whose environments have been reset for the first time after `resume` or `save_checkpoint`: what
         was not restored is named in the log; or they are what a later `resume` is compared with
@@ -272,7 +272,7 @@ def newest_checkpoint(folder: str | Path) -> Path:
     )
 
 
-def _start_episodes_anew(model: "SimpleDDPG", checkpoint: Path | None) -> None:
+def _start_episodes_anew(model: "Agent", checkpoint: Path | None) -> None:
     model._saved = checkpoint
     if model._boundary is None or model.env is None:
         model._last_obs = None  # the next call of learn resets
@@ -284,7 +284,7 @@ def _start_episodes_anew(model: "SimpleDDPG", checkpoint: Path | None) -> None:
 # --- folders -------------------------------------------------------------------------------------------------------
 
 
-def _write(model: "SimpleDDPG", folder: Path, keep_last: int) -> Path:
+def _write(model: "Agent", folder: Path, keep_last: int) -> Path:
     """
     Atomic: a folder of another name, every file on the disk, then one rename. Nothing old goes before that.
 
@@ -388,7 +388,7 @@ def _to_disk(path: Path) -> None:
 # --- random states, normalisers ------------------------------------------------------------------------------------
 
 
-def _state(model: "SimpleDDPG") -> dict[str, Any]:
+def _state(model: "Agent") -> dict[str, Any]:
     assert model.env is not None
     return {
         "n_envs": model.n_envs,
@@ -433,7 +433,7 @@ def _set_statistics(normalizer: VecNormalize, stored: dict[str, Any]) -> None:
         target.mean, target.var, target.count = values
 
 
-def _random_states(model: "SimpleDDPG") -> dict[str, Any]:
+def _random_states(model: "Agent") -> dict[str, Any]:
     assert model.env is not None
     environments, unknown = _environment_states(model.env)
     missing = "is not in the checkpoint, since it {}: a resumed run will not equal the uninterrupted one there."
@@ -455,7 +455,7 @@ def _random_states(model: "SimpleDDPG") -> dict[str, Any]:
     }
 
 
-def _set_random_states(model: "SimpleDDPG", states: dict[str, Any]) -> list[str]:
+def _set_random_states(model: "Agent", states: dict[str, Any]) -> list[str]:
     """The places of the streams that were not restored."""
     assert model.env is not None
     for index, state in enumerate(states["environments"]):
@@ -539,7 +539,7 @@ def _leaves(space: gym.Space[Any]) -> list[gym.Space[Any]]:
     return [leaf for part in (parts.values() if isinstance(parts, dict) else parts) for leaf in _leaves(part)]
 
 
-def _say_once(model: "SimpleDDPG", sentence: str) -> None:
+def _say_once(model: "Agent", sentence: str) -> None:
     if sentence not in model._said:
         model._said |= {sentence}
         model.logger.warn(sentence)

@@ -1,7 +1,8 @@
 """The command line: `simple-ddpg train`, `evaluate`, `plot`, `benchmark`, `export`, `compare` and `diagnose`.
 
-Not here: what the commands do to files (`experiment/runs.py`, `export/source.py`), to figures (`experiment/plotting.py`) and to networks
-(`simple_ddpg.py`), and what is measured (`benchmark/benchmark.py`) and compared (`experiment/comparison.py`).
+Not here: what the commands do to files (`experiment/runs.py`, `export/files.py`), to figures (`experiment/plotting.py`)
+and to networks (`simple_ddpg.py`), and what is measured (`benchmark/benchmark.py`) and compared
+(`experiment/comparison.py`).
 """
 
 import contextlib
@@ -256,7 +257,7 @@ def evaluate(
     """
     of_env = _env_kwargs(env_kwargs, runs.read_config(run)["env"].env_id)
     if video is not None:
-        from sb3_simple_ddpg.export.video import film_run
+        from sb3_simple_ddpg.experiment.video import film_run
 
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a display, also where none is needed
         frames = film_run(run, video, seed, of_env)
@@ -359,7 +360,8 @@ def export(run: tyro.conf.Positional[Path], to: Path) -> int:
     :param to: file to write, or to replace: .onnx for any runtime, .safetensors for load_policy
     :return: exit status
     """
-    from sb3_simple_ddpg.export.source import checked_target, export_onnx, save_policy
+    from sb3_simple_ddpg.export.files import export_onnx, save_policy
+    from sb3_simple_ddpg.export.source import checked_target
 
     writers = {".onnx": export_onnx, ".safetensors": save_policy}
     if to.suffix not in writers:

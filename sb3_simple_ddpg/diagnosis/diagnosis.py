@@ -32,12 +32,12 @@ from sb3_simple_ddpg.diagnosis.q_bias import (
     readable,
     tensors,
 )
-from sb3_simple_ddpg.experiment.engines import usable_cores
 from sb3_simple_ddpg.exploration import GaussianNoise, noise_scale
 from sb3_simple_ddpg.sb3.vec_env import QuickDummyVecEnv
+from sb3_simple_ddpg.speed.cores import usable_cores
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 #: Less noise than this share of half the action range explores next to nothing.
 SMALLEST_NOISE: Final = 0.01
@@ -102,7 +102,7 @@ class Finding:
         return f"{self.fault}: {self.measured} {self.why} Cure: {self.cure}{first}"
 
 
-def diagnose(model: "SimpleDDPG", buffer_size: int | None = None) -> list[Finding]:
+def diagnose(model: "Agent", buffer_size: int | None = None) -> list[Finding]:
     """
     :param model: learning, trained or new. What only experience shows (the scale of observations and rewards,
         saturation, Q bias) needs transitions in its replay buffer: call `learn` first, or `simple-ddpg diagnose`
@@ -137,7 +137,7 @@ def cure_first(findings: list[Finding]) -> str:
 class _Patient:
     """A model with what is asked of it more than once."""
 
-    model: "SimpleDDPG"
+    model: "Agent"
     buffer_size: int | None = None
 
     def states(self) -> Any:  # noqa: ANN401 - an array, or several by key

@@ -19,7 +19,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 Array: TypeAlias = npt.NDArray[Any]
 Observations: TypeAlias = Array | dict[str, Array]
@@ -54,7 +54,7 @@ class QBias:
         return self.q_start - self.discounted_return
 
 
-def measure_q_bias(model: "SimpleDDPG", episodes: int = 10) -> QBias | None:
+def measure_q_bias(model: "Agent", episodes: int = 10) -> QBias | None:
     """
     Eq. (1) of Lillicrap et al. 2016 says what Q stands for, the expected discounted return; here is the difference.
 
@@ -102,7 +102,7 @@ class QBiasCallback(BaseCallback):
     :raises ValueError: for a number below 1
     """
 
-    model: "SimpleDDPG"
+    model: "Agent"
 
     def __init__(self, every: int = 1_000, episodes: int = 10) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def pick(stored: Observations, rows: Array, envs: Array) -> Observations:
     return stored[rows, envs]
 
 
-def tensors(model: "SimpleDDPG", observations: Observations) -> Any:  # noqa: ANN401 - a tensor, or several by key
+def tensors(model: "Agent", observations: Observations) -> Any:  # noqa: ANN401 - a tensor, or several by key
     """
     :param model: whose normaliser is used, unchanged
     :param observations: as the buffer stores them, a batch
@@ -175,7 +175,7 @@ def tensors(model: "SimpleDDPG", observations: Observations) -> Any:  # noqa: AN
     return th.as_tensor(seen, device=model.device)
 
 
-def q_of_actor(model: "SimpleDDPG", observations: Observations) -> Array:
+def q_of_actor(model: "Agent", observations: Observations) -> Array:
     """
     :param model: in evaluation mode
     :param observations: s, a batch of B as the buffer stores them
@@ -187,7 +187,7 @@ def q_of_actor(model: "SimpleDDPG", observations: Observations) -> Array:
 
 
 @contextmanager
-def evaluation_mode(model: "SimpleDDPG") -> Iterator[None]:
+def evaluation_mode(model: "Agent") -> Iterator[None]:
     """
     Batch norm and dropout as when acting, no gradients; afterwards every layer is in the mode in which it was.
 

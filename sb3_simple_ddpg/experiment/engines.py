@@ -22,6 +22,7 @@ import cloudpickle
 import joblib
 
 from sb3_simple_ddpg.experiment.worker import Job, execute_or_explain
+from sb3_simple_ddpg.speed.cores import usable_cores
 
 Record = dict[str, Any]
 
@@ -199,12 +200,3 @@ def _execute_on_node(payload: bytes) -> Record:
     import ray
 
     return {**execute_or_explain(payload), "node": ray.get_runtime_context().get_node_id()}
-
-
-def usable_cores() -> int:
-    """
-    :return: number of cores that this process may use
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

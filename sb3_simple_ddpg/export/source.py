@@ -1,8 +1,8 @@
-"""The deterministic policy as one file: raw observation in, environment action out, in ONNX or in safetensors.
+"""What goes into a file: all that lies between the environment and the networks; the check that a file answers as
+`predict` does.
 
-Not here: saving to learn on (`SimpleDDPG.save`), and how the files are written (`onnx_file.py`, `policy_writer.py`) and
-read (`policy_file.py`). What both share is here: what lies between the environment and the networks, and the check that
-a file answers as `predict` does.
+Not here: the calls of users (`files.py`), and how the files are written (`onnx_file.py`, `policy_writer.py`) and read
+(`policy_file.py`).
 
 *Raw* is what the environment gives, before VecNormalize and before images are transposed. Wrappers that keep something
 between steps (VecFrameStack, ...) are no part of a file: what they give out is its observation.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,70 +38,13 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_simple_ddpg.policies import Actor
-from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
-
-if TYPE_CHECKING:
-    from sb3_simple_ddpg.export.policy_file import LoadedPolicy
+from sb3_simple_ddpg.sb3.agent import Agent
 
 Array = npt.NDArray[Any]
 #: Name of the one input where observations are no Dict.
 OBSERVATION = "observation"
 #: Largest difference to `predict`, in parts of the width of the action range.
 TOLERANCE = 1e-5
-
-
-def export_onnx(model: SimpleDDPG, path: str | Path, env: GymEnv | None = None) -> None:
-    """
-    Write the policy as an ONNX file: one input for each key of a Dict with exactly that name (`observation` where
-    observations are no Dict), shape (B, ...), in the dtype of the environment's space; one output `action`, shape
-    (B, ...), in the environment's range. B is any number.
-
-    Before it is written it is run with onnxruntime and compared with `predict`, on random and on extreme observations.
-
-    :param model: trained, or loaded with its environment
-    :param path: to write, or to replace
-    :param env: wrapped as for training, where the model has none: VecNormalize's statistics and the layout of images
-        come from it
-    :raises ValueError: for what cannot be exported, or a difference above 1e-5 of the action range; nothing is written
-    :raises ImportError: without the libraries of the extra `export`
-    """
-    from sb3_simple_ddpg.export import onnx_file
-
-    target = checked_target(path)
-    source = describe(model, env)
-    write_whole(target, onnx_file.build(source))
-
-
-def save_policy(model: SimpleDDPG, path: str | Path, env: GymEnv | None = None) -> None:
-    """
-    Write the policy as a safetensors file, which holds numbers and a description and no code; see `load_policy`.
-
-    Before it is written it is loaded and compared with `predict`, on random and on extreme observations.
-
-    :param model: trained, or loaded with its environment
-    :param path: to write, or to replace
-    :param env: as in `export_onnx`
-    :raises ValueError: for a policy with layers that the file has no word for; nothing is written
-    :raises ImportError: without the libraries of the extra `export`
-    """
-    from sb3_simple_ddpg.export import policy_writer
-
-    target = checked_target(path)
-    source = describe(model, env)
-    write_whole(target, policy_writer.build(source))
-
-
-def load_policy(path: str | Path) -> "LoadedPolicy":
-    """
-    Read what `save_policy` wrote, to act with: no environment, no replay buffer, and nothing in the file is executed.
-
-    :param path: of the file, which may come from a stranger
-    :return: an object whose `predict` takes raw observations and gives environment actions
-    :raises ValueError: for a file that is not exactly what `save_policy` writes
-    """
-    from sb3_simple_ddpg.export import policy_file
-
-    return policy_file.load(Path(path))
 
 
 @dataclass(frozen=True)
@@ -135,7 +78,7 @@ class Source:
     :param clip: of VecNormalize
     """
 
-    model: SimpleDDPG
+    model: Agent
     inputs: tuple[Input, ...]
     wrappers: tuple[VecNormalize | VecTransposeImage, ...] = ()
     epsilon: float = 0.0
@@ -206,7 +149,7 @@ class Source:
         return np.where(np.isfinite(rounding), rounding, np.inf)
 
 
-def describe(model: SimpleDDPG, env: GymEnv | None = None) -> Source:
+def describe(model: Agent, env: GymEnv | None = None) -> Source:
     """
     :param model: to export
     :param env: as in `export_onnx`
@@ -214,7 +157,7 @@ def describe(model: SimpleDDPG, env: GymEnv | None = None) -> Source:
     :raises TypeError: for a model that is not a SimpleDDPG
     :raises ValueError: for an environment of other spaces, or wrappers that cannot be followed
     """
-    if not isinstance(model, SimpleDDPG):
+    if not isinstance(model, Agent):
         raise TypeError(f"The model must be a SimpleDDPG, got {type(model).__name__}: see SimpleDDPG.from_sb3.")
     if env is None:
         inner: VecEnv | None = model.get_env()
@@ -264,7 +207,7 @@ _FOLLOWED = (VecNormalize, VecTransposeImage, VecMonitor, VecCheckNan, VecVideoR
 
 def _inputs(
     space: spaces.Space[Any],
-    model: SimpleDDPG,
+    model: Agent,
     transposed: Collection[str] = (),
     moments: Mapping[str, tuple[Array, Array]] | None = None,
 ) -> tuple[Input, ...]:
@@ -278,12 +221,12 @@ def _inputs(
     )
 
 
-def bare_actor(model: SimpleDDPG) -> Actor:
+def bare_actor(model: Agent) -> Actor:
     """
     :param model: stays as it is
     :return: a copy of its actor, for evaluation, on the CPU, without the optimizer
     """
-    actor = copy.deepcopy(model.actor, {id(model.actor.optimizer): object()})
+    actor: Actor = copy.deepcopy(model.actor, {id(model.actor.optimizer): object()})
     return actor.cpu().eval()
 
 
@@ -422,7 +365,7 @@ def optional_library(name: str) -> ModuleType:
         ) from error
 
 
-def provenance(model: SimpleDDPG) -> dict[str, Any]:
+def provenance(model: Agent) -> dict[str, Any]:
     """
     :param model: that is exported
     :return: where a file comes from, for JSON: algorithm, timesteps, versions of the libraries

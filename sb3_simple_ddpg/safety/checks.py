@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
@@ -23,8 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from sb3_simple_ddpg.exploration import noise_scale, plain_number
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.policies import DDPGPolicy
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def explain_foreign_arguments(init: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(init)
     def checked_init(*args: P.args, **kwargs: P.kwargs) -> T:
         for name in kwargs.keys() - set(known):
-            if name in _policy_arguments():
+            if name in _policy_arguments(args[0]):
                 cure = f"it belongs to the policy, policy_kwargs=dict({name}={kwargs[name]!r})."
             elif name in FOREIGN_ARGUMENTS:
                 cure = f"{FOREIGN_ARGUMENTS[name]}; plain DDPG does not."
@@ -92,11 +92,10 @@ def explain_foreign_arguments(init: Callable[P, T]) -> Callable[P, T]:
     return checked_init
 
 
-def _policy_arguments() -> set[str]:
-    from sb3_simple_ddpg.policies import DDPGPolicy  # which imports this module
-
+def _policy_arguments(algorithm: Any) -> set[str]:  # noqa: ANN401 - its constructor is being called
+    policy_class = algorithm.policy_aliases["MlpPolicy"]
     # The first three come from the algorithm; `n_critics` is taken only because settings for SB3's DDPG carry it.
-    return set(list(inspect.signature(DDPGPolicy).parameters)[3:]) - {"n_critics"}
+    return set(list(inspect.signature(policy_class).parameters)[3:]) - {"n_critics"}
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
@@ -313,7 +312,7 @@ def _check_keys(keys: list[Any]) -> None:
         )
 
 
-def check_actions(policy: "DDPGPolicy", observation: object, actions: npt.NDArray[Any]) -> None:
+def check_actions(policy: BasePolicy, observation: object, actions: npt.NDArray[Any]) -> None:
     """
     :param policy: that gave the actions
     :param observation: s, one or a batch
@@ -323,7 +322,8 @@ def check_actions(policy: "DDPGPolicy", observation: object, actions: npt.NDArra
     # The sum of squares in one fast call; actions have finite bounds, so only NaN can make it anything else.
     if math.isfinite(np.vdot(actions, actions)) or np.isfinite(actions).all():
         return
-    for name, weight in policy.actor.named_parameters():
+    actor: Any = policy.actor
+    for name, weight in actor.named_parameters():
         if not th.isfinite(weight).all():
             raise NonFiniteError(
                 f"The actor's weights are not finite ({name}), so it has no action: load an earlier model or "
@@ -350,7 +350,7 @@ def whole_number(value: Any) -> Any:  # noqa: ANN401 - whatever the user gave
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def plain_settings(model: "SimpleDDPG") -> None:
+def plain_settings(model: "Agent") -> None:
     """
     Settings as people write them become Python's: 1e4, NumPy's and PyTorch's numbers, tuples and lists of whatever
     library. Only what belongs to the model is written to, and what cannot be meant is left for the checks.
@@ -395,7 +395,7 @@ def plain_net_arch(net_arch: Any) -> Any:  # noqa: ANN401 - whatever the user ga
     return plain_net_arch(layers[0]) if len(layers) == 1 and isinstance(layers[0], Mapping) else layers
 
 
-def check_hyperparameters(model: "SimpleDDPG") -> None:
+def check_hyperparameters(model: "Agent") -> None:
     """
     :param model: an algorithm of `plain_settings`
     :raises ValueError: for a number that cannot be meant, with the value and the cure
@@ -532,7 +532,7 @@ def check_train_freq(train_freq: TrainFreq, n_envs: int) -> None:
         )
 
 
-def advice(model: "SimpleDDPG") -> list[str]:
+def advice(model: "Agent") -> list[str]:
     """
     What often goes wrong and can be seen before the first step.
 
@@ -575,7 +575,7 @@ def advice(model: "SimpleDDPG") -> list[str]:
     return found
 
 
-def _largest_observation(model: "SimpleDDPG") -> float:
+def _largest_observation(model: "Agent") -> float:
     observations = model._last_obs
     if observations is None:
         return 0.0

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from sb3_simple_ddpg.safety.origins import environments_of, origin_of
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 
 class DeadEnvironmentError(RuntimeError):
@@ -33,7 +33,7 @@ class DeadEnvironmentError(RuntimeError):
 
 
 @contextlib.contextmanager
-def watched_environments(model: "SimpleDDPG", callback: object = None) -> Iterator[None]:
+def watched_environments(model: "Agent", callback: object = None) -> Iterator[None]:
     """
     While it lasts, dead processes are noticed, and an error of an environment says of which one and when.
 

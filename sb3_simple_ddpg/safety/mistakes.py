@@ -1,6 +1,7 @@
 """Whose mistake an error is: the user's, who wants a sentence; or it is a bug, ours or another's, and has a traceback.
 
-Not here: the checks themselves (`checks.py` and wherever something is refused) and what is printed (`command_line/cli.py`).
+Not here: the checks themselves (`checks.py` and wherever something is refused) and what is printed
+(`command_line/cli.py`).
 
 What this package refuses, it refuses with a `raise` that says the cure. Anything else that goes wrong in it, such as
 adding None to 1, is raised by no `raise` of ours: where the traceback ends tells the two apart.

@@ -23,7 +23,7 @@ from sb3_simple_ddpg.safety.checks import NonFiniteError
 from sb3_simple_ddpg.safety.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 Observations: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 
@@ -51,7 +51,7 @@ class NonFiniteGuard:
     # --- updates -----------------------------------------------------------------------------------------------
 
     def watched(
-        self, model: "SimpleDDPG", batches: Iterable[ReplayBufferSamples], count: int,
+        self, model: "Agent", batches: Iterable[ReplayBufferSamples], count: int,
         choose: Callable[[ReplayBufferSamples], Update], statistics: list[th.Tensor],
     ) -> Iterator[tuple[ReplayBufferSamples, Update]]:  # fmt: skip
         """
@@ -80,7 +80,7 @@ class NonFiniteGuard:
             if skip and not _is_finite(statistics[-1].tolist()):
                 self._memory.restore()
 
-    def read(self, model: "SimpleDDPG", statistics: list[th.Tensor]) -> tuple[list[list[float]], int]:
+    def read(self, model: "Agent", statistics: list[th.Tensor]) -> tuple[list[list[float]], int]:
         """
         What one call of `train` has measured, by one transfer from the device.
 
@@ -100,7 +100,7 @@ class NonFiniteGuard:
             self._go_back(model, rows)
         return finite, len(finite)
 
-    def _go_back(self, model: "SimpleDDPG", rows: list[list[float]]) -> None:
+    def _go_back(self, model: "Agent", rows: list[list[float]]) -> None:
         first = next(index for index, row in enumerate(rows) if not _is_finite(row))
         of_critic, of_actor, *_, found = rows[first]
         broken = self._broken_weight(model.critic, "critic")
@@ -135,7 +135,7 @@ class NonFiniteGuard:
                 return f"{which} {name} {weight_name} is not finite"
         return ""
 
-    def _broken_row(self, model: "SimpleDDPG") -> str:
+    def _broken_row(self, model: "Agent") -> str:
         """The first stored number that is not finite, when there is one: from a loaded buffer, for example."""
         for name, values in self._stored(model).items():
             if not _all_finite(values):
@@ -145,7 +145,7 @@ class NonFiniteGuard:
 
     # --- transitions -------------------------------------------------------------------------------------------
 
-    def check_first(self, model: "SimpleDDPG", observations: Observations) -> None:
+    def check_first(self, model: "Agent", observations: Observations) -> None:
         """
         :param model: the algorithm, as it is now
         :param observations: of a reset, as the agent sees them
@@ -161,7 +161,7 @@ class NonFiniteGuard:
 
     def accepts(
         self,
-        model: "SimpleDDPG",
+        model: "Agent",
         actions: npt.NDArray[Any],
         new_observations: Observations,
         rewards: npt.NDArray[Any],
@@ -222,7 +222,7 @@ class NonFiniteGuard:
 
     # --- reports -----------------------------------------------------------------------------------------------
 
-    def stop(self, model: "SimpleDDPG", what: str, cure: str, **more: object) -> NonFiniteError:
+    def stop(self, model: "Agent", what: str, cure: str, **more: object) -> NonFiniteError:
         """
         Write a diagnosis into the logger's folder, where there is one.
 
@@ -252,7 +252,7 @@ class NonFiniteGuard:
         error.reported = True
         return error
 
-    def _write(self, model: "SimpleDDPG", report: dict[str, object]) -> str:
+    def _write(self, model: "Agent", report: dict[str, object]) -> str:
         folder = model.logger.get_dir()
         if folder is None:
             return ""
@@ -263,7 +263,7 @@ class NonFiniteGuard:
             return f" No diagnosis could be written: {error}."
         return f" Diagnosis: {path}."
 
-    def _stored(self, model: "SimpleDDPG") -> dict[str, npt.NDArray[Any]]:
+    def _stored(self, model: "Agent") -> dict[str, npt.NDArray[Any]]:
         """Observations, actions and rewards in the buffer, without rows never written and what cannot be NaN."""
         buffer = model.replay_buffer
         if buffer is None or buffer.size() == 0:

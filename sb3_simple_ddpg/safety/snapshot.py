@@ -13,7 +13,7 @@ import torch as th
 from sb3_simple_ddpg.speed import torch_private
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 
 class Snapshot:
@@ -42,7 +42,7 @@ class Snapshot:
         """Somebody may have moved the weights since it was taken."""
         self._taken = False
 
-    def take(self, model: "SimpleDDPG") -> None:
+    def take(self, model: "Agent") -> None:
         """
         :param model: whose networks have been looked at
         """
@@ -102,7 +102,7 @@ class Snapshot:
                     states[key] = state
 
     @th.no_grad()
-    def found(self, model: "SimpleDDPG") -> th.Tensor:
+    def found(self, model: "Agent") -> th.Tensor:
         """
         :param model: whose weights have moved
         :return: 1 if a weight of actor or critic, or a number in an optimizer's state, is not finite, else 0; of shape

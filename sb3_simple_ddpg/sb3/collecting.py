@@ -22,13 +22,13 @@ import numpy.typing as npt
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_simple_ddpg.checkpoint.buffer import cut_episodes
+from sb3_simple_ddpg.sb3.agent import Agent
 from sb3_simple_ddpg.sb3.footprints import Footprints
 from sb3_simple_ddpg.sb3.vec_env import QuickDummyVecEnv
 
@@ -58,11 +58,9 @@ class Originals:
     last_observations: dict[int, Any]  # of episodes that ended, by environment
 
 
-class Collecting(OffPolicyAlgorithm):
+class Collecting(Agent):
     """An SB3 algorithm that stores each step of its environment, and none that never was."""
 
-    #: In `learn`: the timestep at which the last rollout began or ended. A checkpoint at any other is refused.
-    _boundary: int | None = None
     #: The step at which a callback has been called, or that a copy of the model was made at. The next call of `learn`
     #: stores it if nobody else does.
     _unstored: Step | None = None

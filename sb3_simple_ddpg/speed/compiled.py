@@ -38,7 +38,7 @@ from sb3_simple_ddpg.speed.rehearsal import Disagreement, NotFinite, Rehearsal, 
 from sb3_simple_ddpg.speed.torch_private import tree_flatten, tree_leaves, tree_map
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 Tensors: TypeAlias = list[th.Tensor]
 Compiled: TypeAlias = Callable[[Tensors], Any]
@@ -86,7 +86,7 @@ class CompiledUpdates:
     def __reduce__(self) -> tuple[Any, ...]:
         return CompiledUpdates, ()
 
-    def choose(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> Update:
+    def choose(self, model: "Agent", batch: ReplayBufferSamples) -> Update:
         """
         :param model: as it is now
         :param batch: of the next update
@@ -115,7 +115,7 @@ class CompiledUpdates:
             _forget_gradients(inputs.learning)
         return inputs.update(model, functions, partial(self._give_up, model, key))
 
-    def _collect(self, model: "SimpleDDPG", networks: Networks, batch: ReplayBufferSamples) -> "_Inputs | None":
+    def _collect(self, model: "Agent", networks: Networks, batch: ReplayBufferSamples) -> "_Inputs | None":
         """The inputs of compiled code; None where the plain path has to go on."""
         if _move_another_network(model, networks):
             self._go_plainly(model, "an optimizer moves weights of another network than its own")
@@ -137,7 +137,7 @@ class CompiledUpdates:
         return _Inputs(model, networks, self._learning[kind])
 
     def _compile_when_it_pays(
-        self, model: "SimpleDDPG", inputs: "_Inputs", batch: ReplayBufferSamples, key: object
+        self, model: "Agent", inputs: "_Inputs", batch: ReplayBufferSamples, key: object
     ) -> tuple[Compiled, ...] | None:
         if key in self._unsuitable:
             self._go_plainly(model, self._unsuitable[key])
@@ -165,7 +165,7 @@ class CompiledUpdates:
             self._functions.popitem(last=False)
         return functions
 
-    def _compile(self, model: "SimpleDDPG", inputs: "_Inputs", batch: ReplayBufferSamples) -> tuple[Compiled, ...]:
+    def _compile(self, model: "Agent", inputs: "_Inputs", batch: ReplayBufferSamples) -> tuple[Compiled, ...]:
         rehearsal = Rehearsal(model, batch)
         fast = rehearsal.fast
         fast_inputs = _Inputs(fast, fast._networks.look_closely(fast), rehearsal.learning, inputs.kind.whole)
@@ -182,12 +182,12 @@ class CompiledUpdates:
             rehearsal.compare(fast_inputs.update(fast, functions, _raise)(rehearsal.batch()))
         return functions
 
-    def _give_up(self, model: "SimpleDDPG", key: object, error: Exception) -> None:
+    def _give_up(self, model: "Agent", key: object, error: Exception) -> None:
         self._functions.pop(key, None)
         self._unsuitable[key] = _say(error)
         self._go_plainly(model, self._unsuitable[key])
 
-    def _go_plainly(self, model: "SimpleDDPG", reason: str) -> Update:
+    def _go_plainly(self, model: "Agent", reason: str) -> Update:
         self.failure = reason
         if reason not in self._told:
             self._told.add(reason)
@@ -208,7 +208,7 @@ class _Inputs:
     """
 
     def __init__(
-        self, model: "SimpleDDPG", networks: Networks, learning: list[list[str]], may_be_whole: bool = True
+        self, model: "Agent", networks: Networks, learning: list[list[str]], may_be_whole: bool = True
     ) -> None:
         roots = [getattr(model, role) for role in ROLES]
         self.named = tuple(dict([*root.named_parameters(), *root.named_buffers()]) for root in roots)
@@ -254,7 +254,7 @@ class _Inputs:
         self._leaves_of_networks = [list(named.values()) for named in self.named]
         self._constants: dict[str, tuple[float, th.Tensor]] = {}
 
-    def are_those_of(self, model: "SimpleDDPG", networks: Networks) -> bool:
+    def are_those_of(self, model: "Agent", networks: Networks) -> bool:
         """
         :param model: as it is now
         :param networks: its networks of now
@@ -280,7 +280,7 @@ class _Inputs:
             and _adams_are_plain(model) == self._whole
         )
 
-    def arguments(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[tuple[Any, ...], ...]:
+    def arguments(self, model: "Agent", batch: ReplayBufferSamples) -> tuple[tuple[Any, ...], ...]:
         """What each of the functions below takes, behind the model and the names: one tuple a function."""
         actor, critic, actor_target, critic_target = self.named
         discounts, fields = self.discounts(model, batch), tree_map(th.Tensor.contiguous, tuple(batch[:5]))
@@ -289,7 +289,7 @@ class _Inputs:
         numbers, written = self.numbers.of_now(), self.numbers.written
         return ((self.named, self.moments, numbers, written, self.tau(model), discounts, fields),)
 
-    def tensors(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[Tensors, ...]:
+    def tensors(self, model: "Agent", batch: ReplayBufferSamples) -> tuple[Tensors, ...]:
         """The tensors of `arguments`, in its order, without walking through it: that takes as long as the update."""
         if type(batch[0]) is th.Tensor:
             fields = [field.contiguous() for field in batch[:5]]
@@ -302,13 +302,13 @@ class _Inputs:
         numbers, written = self.numbers.of_now(), self.numbers.written
         return ([*self.leaves, numbers, written, self.tau(model), discounts, *fields],)
 
-    def discounts(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> th.Tensor:
+    def discounts(self, model: "Agent", batch: ReplayBufferSamples) -> th.Tensor:
         """Of n-step returns each transition has its own."""
         if batch.discounts is None:
             return self._constant("gamma", model.gamma, model.device)
         return batch.discounts.contiguous()
 
-    def tau(self, model: "SimpleDDPG") -> th.Tensor:
+    def tau(self, model: "Agent") -> th.Tensor:
         """As it is now."""
         return self._constant("tau", model.tau, model.device)
 
@@ -322,19 +322,19 @@ class _Inputs:
         self._constants[name] = known
         return known[1]
 
-    def functions(self, model: "SimpleDDPG") -> tuple[Callable[..., Any], ...]:
+    def functions(self, model: "Agent") -> tuple[Callable[..., Any], ...]:
         """In the order of `arguments`."""
         if self.kind.whole:
             return (partial(_whole_update, model, self.kind),)
         of_actor, of_critic = self.kind.learning
         return partial(_critic_gradients, model, of_critic), partial(_actor_gradients, model, of_actor)
 
-    def plainly(self, model: "SimpleDDPG", batch: ReplayBufferSamples, index: int) -> Any:  # noqa: ANN401 - the function's
+    def plainly(self, model: "Agent", batch: ReplayBufferSamples, index: int) -> Any:  # noqa: ANN401 - the function's
         """What one of the functions gives without a compiler."""
         with th.no_grad():
             return self.functions(model)[index](*self.arguments(model, batch)[index])
 
-    def compile(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> tuple[Compiled, ...]:
+    def compile(self, model: "Agent", batch: ReplayBufferSamples) -> tuple[Compiled, ...]:
         """Both, before a weight moves, where there are two."""
         compiled = []
         for function, arguments in zip(self.functions(model), self.arguments(model, batch), strict=True):
@@ -342,9 +342,7 @@ class _Inputs:
             compiled.append(compiler.compile_function(function, leaves, structure))
         return tuple(compiled)
 
-    def update(
-        self, model: "SimpleDDPG", functions: tuple[Compiled, ...], give_up: Callable[[Exception], None]
-    ) -> Update:
+    def update(self, model: "Agent", functions: tuple[Compiled, ...], give_up: Callable[[Exception], None]) -> Update:
         """
         :param model: whose tensors these are
         :param functions: compiled for this layout
@@ -409,7 +407,7 @@ def _adam_numbers(
 @dataclass
 class _CompiledUpdate:
     inputs: _Inputs
-    model: "SimpleDDPG"
+    model: "Agent"
     functions: tuple[Compiled, ...]
     give_up: Callable[[Exception], None]
 
@@ -477,7 +475,7 @@ class _GradientsAlone(_CompiledUpdate):
 
 
 def _whole_update(
-    model: "SimpleDDPG", kind: _Kind, networks: tuple[Named, ...], moments: list[list[Tensors]], numbers: th.Tensor,
+    model: "Agent", kind: _Kind, networks: tuple[Named, ...], moments: list[list[Tensors]], numbers: th.Tensor,
     written: th.Tensor, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
 ) -> th.Tensor:  # fmt: skip
     """Losses, gradients, Adam and soft updates. All that is new is looked at before it is written."""
@@ -518,7 +516,7 @@ def _whole_update(
 
 
 def _critic_gradients(
-    model: "SimpleDDPG", names: tuple[str, ...], critic: Named, actor_target: Named, critic_target: Named,
+    model: "Agent", names: tuple[str, ...], critic: Named, actor_target: Named, critic_target: Named,
     discounts: th.Tensor, batch: tuple[Any, ...],
 ) -> tuple[Tensors, th.Tensor]:  # fmt: skip
     """Lines 8-9: gradients of the critic's loss; the loss, the mean of Q and the mean of the targets."""
@@ -536,7 +534,7 @@ def _critic_gradients(
 
 
 def _actor_gradients(
-    model: "SimpleDDPG", names: tuple[str, ...], actor: Named, critic: Named, batch: tuple[Any, ...]
+    model: "Agent", names: tuple[str, ...], actor: Named, critic: Named, batch: tuple[Any, ...]
 ) -> tuple[Tensors, th.Tensor]:
     """Line 10: gradients of the actor's loss; the loss and the share of saturated actions."""
     observations = batch[0]
@@ -640,11 +638,11 @@ def _main_weights(networks: Networks) -> Tensors:
     return [*networks.weights["actor"], *networks.weights["critic"]]
 
 
-def _needs_python(model: "SimpleDDPG", networks: Networks) -> str | None:
+def _needs_python(model: "Agent", networks: Networks) -> str | None:
     """What compiled code would pass over; None where there is nothing."""
     kind, own = type(model), vars(model)
-    for name, function in _OF_UPDATE:
-        if name in own or getattr(kind, name) is not function:
+    for name in _OF_UPDATE:
+        if name in own or not _is_of_this_package(getattr(kind, name)):
             return f"{kind.__name__}.{name} is not SimpleDDPG's"
     if has_its_own_zero_grad(model.actor.optimizer) or has_its_own_zero_grad(model.critic.optimizer):
         return "an optimizer has a zero_grad of its own"
@@ -654,7 +652,7 @@ def _needs_python(model: "SimpleDDPG", networks: Networks) -> str | None:
     return torch_private.why_python_is_needed(model.device)
 
 
-def _move_another_network(model: "SimpleDDPG", networks: Networks) -> bool:
+def _move_another_network(model: "Agent", networks: Networks) -> bool:
     """Whether an optimizer holds weights of another network. Code that calls what is in none cannot be compiled."""
     known = set(map(id, chain.from_iterable(networks.weights.values())))
     for role, optimizer in (("actor", model.actor.optimizer), ("critic", model.critic.optimizer)):
@@ -664,7 +662,7 @@ def _move_another_network(model: "SimpleDDPG", networks: Networks) -> bool:
     return False
 
 
-def _adams_are_plain(model: "SimpleDDPG") -> bool:
+def _adams_are_plain(model: "Agent") -> bool:
     """Otherwise the optimizers, whatever they are, run as they are between two compiled functions."""
     return (
         model.max_grad_norm is None and _is_plain_adam(model.actor.optimizer) and _is_plain_adam(model.critic.optimizer)
@@ -714,10 +712,12 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def _methods_of_update() -> tuple[tuple[str, object], ...]:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG  # which imports this file when it first compiles
+def _is_of_this_package(function: Any) -> bool:  # noqa: ANN401 - whatever stands in the method's place
+    """Whether a method is the one of simple_ddpg.py, and no other that was put in its place or around it."""
+    return getattr(function, "__globals__", _NO_GLOBALS).get("__name__") == _ALGORITHM
 
-    return tuple((name, getattr(SimpleDDPG, name)) for name in ("_update", "_gradient_step"))
 
-
-_OF_UPDATE = _methods_of_update()
+_NO_GLOBALS: dict[str, Any] = {}
+_ALGORITHM = "sb3_simple_ddpg.simple_ddpg"
+#: What compiled code stands for.
+_OF_UPDATE = ("_update", "_gradient_step")

@@ -21,7 +21,7 @@ from sb3_simple_ddpg.speed import torch_private
 from sb3_simple_ddpg.speed.layers import DenseLayers
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 ROLES = ("actor", "critic", "actor_target", "critic_target")
 #: What computes: a function put in the place of one of these, on a layer or in its class, is another layer.
@@ -74,7 +74,7 @@ class Networks:
     def __reduce__(self) -> tuple[Any, ...]:
         return Networks, ()
 
-    def look(self, model: "SimpleDDPG") -> "Networks":
+    def look(self, model: "Agent") -> "Networks":
         """
         :param model: with its networks of now
         :return: itself, with the lists of now
@@ -90,7 +90,7 @@ class Networks:
             self._list(model)
         return self
 
-    def look_closely(self, model: "SimpleDDPG") -> "Networks":
+    def look_closely(self, model: "Agent") -> "Networks":
         """
         Whether code that was made from these networks still computes what they do: classes and attributes too.
 
@@ -143,7 +143,7 @@ class Networks:
                     return f"{role}.{name}"
         return "a tensor of no network"
 
-    def _list(self, model: "SimpleDDPG") -> None:
+    def _list(self, model: "Agent") -> None:
         self._roots = [getattr(model, role) for role in ROLES]
         named = zip(ROLES, self._roots, strict=True)
         self.modules = {

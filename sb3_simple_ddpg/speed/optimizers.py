@@ -6,10 +6,13 @@ know goes PyTorch's own way.
 
 import operator
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import chain
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import recursive_getattr
 
 from sb3_simple_ddpg.speed.torch_private import fused_adam_, fused_adamw_, optimizer_is_listened_to
 
@@ -173,3 +176,22 @@ class FusedSGD(_Fused, th.optim.SGD):
     """`torch.optim.SGD(..., fused=True)`."""
 
     _of_pytorch = th.optim.SGD
+
+
+def own_copy(model: BaseAlgorithm, parameters: dict[str, Any]) -> dict[str, Any]:
+    """
+    A copy to load from: PyTorch's optimizers go on with the very tensors that they are given, and with their flags.
+
+    :param model: the agent that is to load
+    :param parameters: what `get_parameters` of an agent gave; stays as it is
+    :return: a copy, with the flags of this agent's optimizers: how they compute a step, not which
+    """
+    parameters = deepcopy(parameters)
+    for name in ("actor.optimizer", "critic.optimizer"):
+        own_groups = recursive_getattr(model, name).param_groups
+        for group, own in zip(parameters.get(name, {}).get("param_groups", []), own_groups, strict=False):
+            group.update({flag: own[flag] for flag in _OPTIMIZER_FLAGS if flag in own})
+    return parameters
+
+
+_OPTIMIZER_FLAGS = ("fused", "foreach", "capturable", "differentiable")

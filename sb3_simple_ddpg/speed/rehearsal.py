@@ -17,7 +17,7 @@ from sb3_simple_ddpg.speed.networks import ROLES, Networks
 from sb3_simple_ddpg.speed.torch_private import tree_map
 
 if TYPE_CHECKING:
-    from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+    from sb3_simple_ddpg.sb3.agent import Agent
 
 #: Of the largest change of a tensor. A formula that lacks a term is off by more; rounding by less than a tenth of it.
 OF_CHANGE = 1e-3
@@ -53,7 +53,7 @@ class Rehearsal:
     :raises NotFinite: when it gives no finite numbers
     """
 
-    def __init__(self, model: "SimpleDDPG", batch: ReplayBufferSamples) -> None:
+    def __init__(self, model: "Agent", batch: ReplayBufferSamples) -> None:
         self._model, self._batch = model, batch
         changeable = model._networks.changeable()
         if changeable:
@@ -165,7 +165,7 @@ class Rehearsal:
         return found[0] if found else "the update"  # the innermost one ends first
 
 
-def _copy(model: "SimpleDDPG") -> "SimpleDDPG":
+def _copy(model: "Agent") -> "Agent":
     """Networks and optimizers of its own; all else is the model's and is only read."""
     copy = object.__new__(type(model))
     policy, *networks = deepcopy((model.policy, *(getattr(model, role) for role in ROLES)))
@@ -178,7 +178,7 @@ def _copy(model: "SimpleDDPG") -> "SimpleDDPG":
     return copy
 
 
-def _tensors_of(model: "SimpleDDPG") -> dict[str, dict[str, th.Tensor]]:
+def _tensors_of(model: "Agent") -> dict[str, dict[str, th.Tensor]]:
     """All tensors that an update may move, by kind and name."""
     found: dict[str, dict[str, th.Tensor]] = {"weights": {}}
     for role in ROLES:

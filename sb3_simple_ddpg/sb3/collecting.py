@@ -92,7 +92,7 @@ class Collecting(Agent):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert self.env is not None
+        assert self.env is not None, "You must set the environment before calling learn()"
         self._store_step(self.replay_buffer, self.action_noise)
         if not reset_num_timesteps and self._last_obs is not None and not self._footprints.are_those_of(self.env):
             self._say_that_others_moved_it()

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from sb3_simple_ddpg import cli, runs
+from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.experiment import runs
 
 FOLDER: Final = Path(__file__).parent
 #: Those of `simple-ddpg evaluate RUN`, which so gives the numbers of the table again.

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 import torch as th
 from torch.nn import functional as F
 
-from sb3_simple_ddpg.torch_private import lerp_all
+from sb3_simple_ddpg.speed.torch_private import lerp_all
 
 
 def td_target(

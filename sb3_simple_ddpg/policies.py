@@ -26,9 +26,9 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_simple_ddpg.checks import check_actions, check_optimizer_kwargs, plain_net_arch
-from sb3_simple_ddpg.layers import DenseLayers, LayersOfNow, call, only_flattens
-from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, FusedSGD
+from sb3_simple_ddpg.safety.checks import check_actions, check_optimizer_kwargs, plain_net_arch
+from sb3_simple_ddpg.speed.layers import DenseLayers, LayersOfNow, call, only_flattens
+from sb3_simple_ddpg.speed.optimizers import FusedAdam, FusedAdamW, FusedSGD
 
 
 class Actor(BasePolicy):

@@ -16,7 +16,7 @@ def one_thread() -> None:
 @pytest.fixture
 def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of each compiled function that is called on a model; those of a rehearsal are not counted."""
-    from sb3_simple_ddpg import compiled
+    from sb3_simple_ddpg.speed import compiled
 
     calls: list[str] = []
     for kind in (compiled._WholeUpdate, compiled._GradientsAlone):

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.checks import NonFiniteError
+from sb3_simple_ddpg.safety.checks import NonFiniteError
 from tests.side_by_side import CHANNEL_FIRST, DICT_SPACES, Dummy
 
 #: Of the largest weight (or number in a state): the same updates in another order of sums.
@@ -224,7 +224,7 @@ def largest_differences(ours: OffPolicyAlgorithm, theirs: OffPolicyAlgorithm) ->
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """A second function is compiled at once."""
-    from sb3_simple_ddpg import compiled
+    from sb3_simple_ddpg.speed import compiled
 
     patience, compiled.PATIENCE = compiled.PATIENCE, 0
     try:

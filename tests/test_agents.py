@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from agents import make
-from sb3_simple_ddpg import SimpleDDPG, runs
-from sb3_simple_ddpg.cli import main
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.command_line.cli import main
+from sb3_simple_ddpg.experiment import runs
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in make.FOLDER.glob(f"*/{runs.CONFIG}"))

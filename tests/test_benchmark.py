@@ -13,10 +13,14 @@ import torch as th
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from sb3_simple_ddpg import benchmark, benchmark_report, benchmark_worker, cli, simple_ddpg
-from sb3_simple_ddpg.benchmark import Measurement, Settings, Workload
-from sb3_simple_ddpg.benchmark_worker import COMPILED, EAGER, FLOOR, SB3, SBX, Competitor, WorkerProcess
-from sb3_simple_ddpg.cli import main
+from sb3_simple_ddpg import simple_ddpg
+from sb3_simple_ddpg.benchmark import benchmark
+from sb3_simple_ddpg.benchmark import report as benchmark_report
+from sb3_simple_ddpg.benchmark import worker as benchmark_worker
+from sb3_simple_ddpg.benchmark.benchmark import Measurement, Settings, Workload
+from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, FLOOR, SB3, SBX, Competitor, WorkerProcess
+from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.command_line.cli import main
 
 TINY = Workload("tiny", "Tiny", "tests.environments:TestEndless-v0", (5, 7), 4, buffer_size=300, learning_starts=5)
 HERE = Path(__file__).parent.parent

@@ -42,9 +42,12 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_simple_ddpg import SimpleDDPG, checkpoint, cli, folder_lock
-from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
-from sb3_simple_ddpg.storage import CheckpointError, decode, encode, read_buffer
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.checkpoint import folder as checkpoint
+from sb3_simple_ddpg.checkpoint import folder_lock
+from sb3_simple_ddpg.checkpoint.buffer import CheckpointError, decode, encode, read_buffer
+from sb3_simple_ddpg.checkpoint.folder import ExactCheckpointCallback
+from sb3_simple_ddpg.command_line import cli
 from tests.environments import Bandit, Chain
 from tests.side_by_side import CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, Dummy, settings
 
@@ -1108,7 +1111,7 @@ SECOND = """
 import sys
 from pathlib import Path
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
+from sb3_simple_ddpg.checkpoint.folder import ExactCheckpointCallback
 from tests.side_by_side import settings
 from tests.test_checkpoint import Walk
 folder, what = Path(sys.argv[1]), sys.argv[2]

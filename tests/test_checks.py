@@ -19,8 +19,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_simple_ddpg import SimpleDDPG, checks
+from sb3_simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.policies import MlpPolicy
+from sb3_simple_ddpg.safety import checks
 from tests.environments import Bandit, Chain
 
 TINY = {"net_arch": [8]}

@@ -22,8 +22,10 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_simple_ddpg import SimpleDDPG, cli, plotting, presets, runs
-from sb3_simple_ddpg.cli import main
+from sb3_simple_ddpg import SimpleDDPG, presets
+from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.command_line.cli import main
+from sb3_simple_ddpg.experiment import plotting, runs
 from sb3_simple_ddpg.export import load_policy
 from tests.environments import Bandit
 

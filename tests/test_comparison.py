@@ -18,20 +18,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from sb3_simple_ddpg import (
-    cli,
-    comparison,
-    comparison_report,
-    experiment,
-    experiment_display,
-    experiment_folder,
-    plotting,
-)
-from sb3_simple_ddpg.algorithms import find_algorithms
-from sb3_simple_ddpg.cli import main
-from sb3_simple_ddpg.experiment import Experiment
-from sb3_simple_ddpg.experiment_worker import Job
-from sb3_simple_ddpg.statistics import Interval
+from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.command_line.cli import main
+from sb3_simple_ddpg.experiment import comparison, experiment, plotting
+from sb3_simple_ddpg.experiment import display as experiment_display
+from sb3_simple_ddpg.experiment import folder as experiment_folder
+from sb3_simple_ddpg.experiment import report as comparison_report
+from sb3_simple_ddpg.experiment.algorithms import find_algorithms
+from sb3_simple_ddpg.experiment.experiment import Experiment
+from sb3_simple_ddpg.experiment.statistics import Interval
+from sb3_simple_ddpg.experiment.worker import Job
 from tests.test_cli import wait_for
 from tests.test_experiment import BANDIT, HereEngine
 

@@ -16,8 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_simple_ddpg import SimpleDDPG, compiled, compiler
-from sb3_simple_ddpg.checks import CompileWarning
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.safety.checks import CompileWarning
+from sb3_simple_ddpg.speed import compiled, compiler
 from tests.differential import no_waiting
 
 # Compiling takes seconds; later runs on the same machine find PyTorch's cache on disk.

@@ -15,10 +15,11 @@ import torch as th
 from stable_baselines3 import DDPG
 from torch import nn
 
-from sb3_simple_ddpg import SimpleDDPG, compiled
-from sb3_simple_ddpg.checks import CompileWarning
-from sb3_simple_ddpg.layers import DenseLayers
+from sb3_simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.policies import Critic, DDPGPolicy
+from sb3_simple_ddpg.safety.checks import CompileWarning
+from sb3_simple_ddpg.speed import compiled
+from sb3_simple_ddpg.speed.layers import DenseLayers
 from tests.differential import no_waiting
 
 pytestmark = pytest.mark.slow
@@ -153,7 +154,7 @@ def test_a_gradient_hook_is_called_at_every_update_and_obeyed():
     assert not th.equal(model.actor.mu[0].weight, before)
 
 
-@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.checks.CompileWarning")
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.safety.checks.CompileWarning")
 @pytest.mark.parametrize(
     ("register", "expected"),
     [
@@ -179,7 +180,7 @@ def test_every_kind_of_hook_is_called(register: Callable[..., Any], expected: in
     assert calls == []
 
 
-@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.checks.CompileWarning")
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.safety.checks.CompileWarning")
 @pytest.mark.parametrize("what", ["layer", "class", "forward"])
 def test_a_layer_changed_in_place_is_followed(what: str):
     class Doubling(DenseLayers):
@@ -210,7 +211,7 @@ class Activation(nn.Module):
 
 
 @pytest.mark.parametrize("what", ["forward", "q1_forward", "q1_forward of one", "extract_features of one"])
-@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.checks.CompileWarning")
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.safety.checks.CompileWarning")
 def test_a_method_put_in_another_s_place_is_followed(what: str, monkeypatch):
     def judge(critic: Critic, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
         return -(actions**2)
@@ -316,7 +317,7 @@ def test_weights_frozen_from_the_start_have_no_state_and_need_none(compiled_call
     assert largest_difference(*models) < CLOSE
 
 
-@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.checks.CompileWarning")
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.safety.checks.CompileWarning")
 @pytest.mark.parametrize("what", ["one optimizer", "zero_grad"])
 def test_optimizers_that_compiled_code_cannot_repeat_go_plainly(what: str, compiled_calls: list[str]):
     def change(model: SimpleDDPG) -> None:
@@ -478,7 +479,7 @@ class ScalingByAList(nn.Module):
         return self.scale[0] * th.relu(inputs)
 
 
-@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.checks.CompileWarning")
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.safety.checks.CompileWarning")
 def test_a_layer_that_can_change_without_being_another_object_goes_plainly():
     def change(model: SimpleDDPG) -> None:
         for layer in model.policy.modules():

@@ -22,10 +22,11 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 from torch import nn
 
-from sb3_simple_ddpg import SimpleDDPG, diagnosis
-from sb3_simple_ddpg.cli import main
-from sb3_simple_ddpg.diagnosis import FAULTS, Finding
-from sb3_simple_ddpg.q_bias import QBiasCallback, measure_q_bias
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.command_line.cli import main
+from sb3_simple_ddpg.diagnosis import diagnosis
+from sb3_simple_ddpg.diagnosis.diagnosis import FAULTS, Finding
+from sb3_simple_ddpg.diagnosis.q_bias import QBiasCallback, measure_q_bias
 from tests.environments import Bandit, Chain
 
 PAGE = (Path(__file__).parent.parent / "docs" / "diagnose.md").read_text("utf-8")

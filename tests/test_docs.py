@@ -26,8 +26,11 @@ from nbclient import NotebookClient
 from stable_baselines3 import DDPG
 from stable_baselines3.common.logger import configure
 
-from sb3_simple_ddpg import SimpleDDPG, cli, comparison_report, engines, equations, policies, presets, simple_ddpg
-from sb3_simple_ddpg.experiment_worker import execute_or_explain
+from sb3_simple_ddpg import SimpleDDPG, equations, policies, presets, simple_ddpg
+from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.experiment import engines
+from sb3_simple_ddpg.experiment import report as comparison_report
+from sb3_simple_ddpg.experiment.worker import execute_or_explain
 from tests.environments import Bandit
 
 ROOT = Path(__file__).parent.parent

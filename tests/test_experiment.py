@@ -17,9 +17,11 @@ import torch as th
 from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
-from sb3_simple_ddpg import SimpleDDPG, algorithms, engines, experiment, experiment_folder, runs
-from sb3_simple_ddpg.experiment import run_experiment
-from sb3_simple_ddpg.experiment_worker import Job, execute, execute_or_explain
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.experiment import algorithms, engines, experiment, runs
+from sb3_simple_ddpg.experiment import folder as experiment_folder
+from sb3_simple_ddpg.experiment.experiment import run_experiment
+from sb3_simple_ddpg.experiment.worker import Job, execute, execute_or_explain
 from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
 from tests.environments import Bandit
 

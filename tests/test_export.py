@@ -24,8 +24,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 from torch import nn
 
-from sb3_simple_ddpg import DDPGPolicy, SimpleDDPG, export
+from sb3_simple_ddpg import DDPGPolicy, SimpleDDPG
 from sb3_simple_ddpg.export import export_onnx, load_policy, save_policy
+from sb3_simple_ddpg.export import source as export
 from sb3_simple_ddpg.policies import Actor
 from tests.environments import Bandit
 from tests.side_by_side import CHANNEL_FIRST, CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, VECTOR, Dummy

@@ -22,10 +22,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from torch.nn.utils import prune
 
-from sb3_simple_ddpg import DDPGPolicy, SimpleDDPG, layers, sampling, torch_private
-from sb3_simple_ddpg.layers import DenseLayers, FastGradients
-from sb3_simple_ddpg.sampling import sample_batches
-from sb3_simple_ddpg.vec_env import QuickDummyVecEnv
+from sb3_simple_ddpg import DDPGPolicy, SimpleDDPG
+from sb3_simple_ddpg.sb3.vec_env import QuickDummyVecEnv
+from sb3_simple_ddpg.speed import layers, sampling, torch_private
+from sb3_simple_ddpg.speed.layers import DenseLayers, FastGradients
+from sb3_simple_ddpg.speed.sampling import sample_batches
 from tests.environments import Chain
 from tests.side_by_side import Dummy
 
@@ -519,7 +520,7 @@ def test_a_single_environment_is_copied_without_deepcopy(monkeypatch):
     env = model.get_env()
     assert type(env) is QuickDummyVecEnv
     env.reset()
-    monkeypatch.setattr("sb3_simple_ddpg.vec_env.deepcopy", None)
+    monkeypatch.setattr("sb3_simple_ddpg.sb3.vec_env.deepcopy", None)
     first, *_, infos = env.step(np.zeros((1, 1), np.float32))
     before = first.copy()
     infos[0]["mine"] = 1

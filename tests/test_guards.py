@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.checks import NonFiniteError
+from sb3_simple_ddpg.safety.checks import NonFiniteError
 from tests.side_by_side import DICT_SPACES, SMALL_COMBINED, VECTOR, Dummy, settings
 
 NAN, INF = math.nan, math.inf

@@ -24,9 +24,10 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, Every
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
-from sb3_simple_ddpg import SimpleDDPG, cli, simple_ddpg
-from sb3_simple_ddpg.checks import NonFiniteError
-from sb3_simple_ddpg.failures import DeadEnvironmentError
+from sb3_simple_ddpg import SimpleDDPG, simple_ddpg
+from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.safety.checks import NonFiniteError
+from sb3_simple_ddpg.safety.environments import DeadEnvironmentError
 from tests.environments import Bandit
 from tests.side_by_side import CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, VECTOR, Dummy, settings
 
@@ -562,7 +563,7 @@ def test_what_was_learned_is_saved_when_the_environment_fails(tmp_path: Path, ca
 
 
 def test_evaluation_of_episodes_that_never_end_is_an_error(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sb3_simple_ddpg.runs.LONGEST_EPISODE", 30)
+    monkeypatch.setattr("sb3_simple_ddpg.experiment.runs.LONGEST_EPISODE", 30)
     gym.register("TestForever-v0", lambda: Endless(VECTOR))
     out = tmp_path / "run"
     small = ["--set", "policy_kwargs.net_arch=[8]", "learning_starts=20", "batch_size=8", "buffer_size=500"]

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from sb3_simple_ddpg import benchmark, benchmark_latency
-from sb3_simple_ddpg.benchmark_latency import LOADED, ONNX, OURS, SB3, Policy
-from sb3_simple_ddpg.cli import main
+from sb3_simple_ddpg.benchmark import benchmark
+from sb3_simple_ddpg.benchmark import latency as benchmark_latency
+from sb3_simple_ddpg.benchmark.latency import LOADED, ONNX, OURS, SB3, Policy
+from sb3_simple_ddpg.command_line.cli import main
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -6,8 +6,9 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_simple_ddpg import SimpleDDPG, optimizers
-from sb3_simple_ddpg.optimizers import FusedAdam, FusedAdamW, FusedSGD
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.speed import optimizers
+from sb3_simple_ddpg.speed.optimizers import FusedAdam, FusedAdamW, FusedSGD
 from tests.environments import Bandit
 
 PAIRS = [(FusedAdam, th.optim.Adam), (FusedAdamW, th.optim.AdamW)]

@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_simple_ddpg import policy_file
-from sb3_simple_ddpg.export import export_onnx, load_policy, save_policy
+from sb3_simple_ddpg.export import export_onnx, load_policy, policy_file, save_policy
 from tests.side_by_side import CHANNEL_LAST, SMALL_COMBINED, VECTOR
 from tests.test_export import trained
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_simple_ddpg import SimpleDDPG, cli
+from sb3_simple_ddpg import SimpleDDPG
+from sb3_simple_ddpg.command_line import cli
 from tests.environments import Bandit
 from tests.side_by_side import Dummy
 from tests.side_by_side import settings as small_settings

@@ -55,7 +55,7 @@ def test_the_reading_path_begins_with_the_whole_algorithm_and_the_loop():
 
 def test_the_lines_of_algorithm_1_stand_in_the_comments_of_train():
     source = (README.parent / "sb3_simple_ddpg" / "simple_ddpg.py").read_text()
-    positions = [source.index(f"# Line{line}") for line in (" 7,", "s 8-9:", " 10:", " 11:")]
+    positions = [source.index(f"# Line{line}") for line in (" 7,", " 8:", " 9:", " 10:", " 11:")]
     assert positions == sorted(positions)
 
 

@@ -109,7 +109,7 @@ def test_source_distribution_holds_what_a_packager_needs(pattern: str):
 
 def test_importing_export_loads_none_of_its_libraries():
     program = (
-        "import sys, sb3_simple_ddpg.export, sb3_simple_ddpg.policy_file, sb3_simple_ddpg.onnx_file\n"
+        "import sys, sb3_simple_ddpg.export.policy_file, sb3_simple_ddpg.export.onnx_file\n"
         f"print(sorted({EXPORT_LIBRARIES!r} & sys.modules.keys()))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

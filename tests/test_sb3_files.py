@@ -36,8 +36,8 @@ from stable_baselines3.common.save_util import load_from_zip_file, save_to_pkl, 
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.checks import UnsupportedError
-from sb3_simple_ddpg.sb3_files import read_replay_buffer
+from sb3_simple_ddpg.checkpoint.sb3_files import read_replay_buffer
+from sb3_simple_ddpg.safety.checks import UnsupportedError
 from tests.environments import Bandit, Chain
 
 SMALL: dict[str, Any] = {"learning_starts": 5, "batch_size": 8, "buffer_size": 200, "seed": 0}
@@ -209,7 +209,7 @@ def test_spaces_that_ddpg_itself_has_no_use_for_are_read_too() -> None:
     given = {"tuple": spaces.Tuple((spaces.Discrete(2), SPACES["box"])), "start": spaces.Discrete(3, start=2)}
     with gym_installed():
         pickled = pickle.dumps({name: gym_space(space, "0.26") for name, space in given.items()})
-    from sb3_simple_ddpg.sb3_files import _Unpickler
+    from sb3_simple_ddpg.checkpoint.sb3_files import _Unpickler
 
     read = _Unpickler(io.BytesIO(pickled), None).load()
     assert read == given

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sb3_simple_ddpg import statistics
-from sb3_simple_ddpg.statistics import Interval
+from sb3_simple_ddpg.experiment import statistics
+from sb3_simple_ddpg.experiment.statistics import Interval
 
 
 def test_interquartile_mean_leaves_out_the_lowest_and_the_highest_quarter():

@@ -13,8 +13,10 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from sb3_simple_ddpg import comparison_report, engines, presets
-from sb3_simple_ddpg.experiment_worker import execute_or_explain
+from sb3_simple_ddpg import presets
+from sb3_simple_ddpg.experiment import engines
+from sb3_simple_ddpg.experiment import report as comparison_report
+from sb3_simple_ddpg.experiment.worker import execute_or_explain
 
 FOLDER = Path(__file__).parent.parent / "docs" / "study"
 

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from PIL import Image
 
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.cli import main
-from sb3_simple_ddpg.video import record_episode, write_video
+from sb3_simple_ddpg.command_line.cli import main
+from sb3_simple_ddpg.experiment.video import record_episode, write_video
 from tests.environments import Bandit
 
 

@@ -1,7 +1,7 @@
 """Which cheap choices make plain DDPG learn more reliably? `make study` runs the comparisons and writes summary.md.
 
 Not here: a run, an evaluation or a formula of its own. Every comparison is one `simple-ddpg compare`, which goes on
-where it was stopped; what is pooled over them comes from `statistics.py`.
+where it was stopped; what is pooled over them comes from `experiment/statistics.py`.
 """
 
 import argparse
@@ -15,9 +15,12 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from sb3_simple_ddpg import cli, comparison_report, experiment_folder, statistics
-from sb3_simple_ddpg.benchmark_report import markdown
-from sb3_simple_ddpg.statistics import Array
+from sb3_simple_ddpg.benchmark.report import markdown
+from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.experiment import folder as experiment_folder
+from sb3_simple_ddpg.experiment import report as comparison_report
+from sb3_simple_ddpg.experiment import statistics
+from sb3_simple_ddpg.experiment.statistics import Array
 
 HERE: Final = Path(__file__).parent
 #: What stays of a comparison: not each training episode, and each picture once. The last one says that all is there.

@@ -22,8 +22,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback, newest_checkpoint
-from sb3_simple_ddpg.storage import CheckpointError
+from sb3_simple_ddpg.checkpoint.buffer import CheckpointError
+from sb3_simple_ddpg.checkpoint.folder import ExactCheckpointCallback, newest_checkpoint
 
 STEPS_PER_LIFE, STEPS_PER_KILL, EVERY, SHORTEST_LIFE = 300, 700, 50, 0.2
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch as th
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from sb3_simple_ddpg import compiled
+from sb3_simple_ddpg.speed import compiled
 from tests.differential import check_plain_against_compiled, check_plain_against_sb3, drawn_settings
 
 AT_ONCE = 5  # settings a seed

@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.checkpoint import ExactCheckpointCallback
+from sb3_simple_ddpg.checkpoint.folder import ExactCheckpointCallback
 
 N_ENVS, SAMPLES, WARM_UP = 8, 40, 10  # the first quarter fills the buffer and loads what is loaded on first use
 

@@ -1,0 +1,193 @@
+"""The benchmark's results as text and as pictures, and the machine that they come from.
+
+Not here: how they are measured, and what each number means (`benchmark.py`).
+"""
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, SB3, SBX
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Colour and hatching of each competitor's bars, which can be told apart in grey too, and its mark.
+_LOOKS = {
+    EAGER: ("#7fb3e0", "//", "o"),
+    COMPILED: ("#1f5f99", "", "s"),
+    SB3: ("#bdbdbd", "", "D"),
+    SBX: ("#e8b04a", "..", "^"),
+}
+COLUMNS = (
+    "workload", "competitor", "steps/s", "ratio to SB3", "to SBX", "update, ms", "floor, ms", "update/floor",
+    "compile, s", "memory, MiB",
+)  # fmt: skip
+
+
+def cells(title: str, rows: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """
+    :param title: of the workload
+    :param rows: what `summarize` gave
+    :return: the lines of the table, as text under COLUMNS
+    """
+    lines = []
+    for name, row in rows.items():
+        if row["missing"] or row["rate"] is None:
+            lines.append([title, name, f"missing: {row['missing']}", *["-"] * (len(COLUMNS) - 3)])
+            continue
+        cold, cached = row["compile_s"], row["cached_compile_s"]
+        compile_text = "-" if name != COMPILED or cold is None else f"{cold:.1f}"
+        lines.append([
+            title, name, _text(row["rate"], 0), _text(row["ratio"], 2), _median(row["ratio_to_sbx"]),
+            _text(row["update_ms"], 2), _median(row["floor_ms"]), _text(row["update_over_floor"], 2),
+            compile_text if cached is None else f"{compile_text}, cached {cached:.1f}",
+            "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
+        ])  # fmt: skip
+    return lines
+
+
+def _text(spread: list[float] | None, digits: int) -> str:
+    if spread is None:
+        return "-"
+    middle, low, high = (f"{value:.{digits}f}" for value in spread)
+    return f"{middle} ({low}-{high})"
+
+
+def _median(spread: list[float] | None) -> str:
+    return "-" if spread is None else f"{spread[0]:.3g}"
+
+
+def markdown(columns: tuple[str, ...], lines: list[list[str]], notes: list[str]) -> str:
+    """
+    :param columns: heads of the table
+    :param lines: its cells
+    :param notes: sentences under it
+    :return: the table as GitHub shows it
+    """
+    table = [list(columns), ["---"] * len(columns), *lines]
+    rows = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in table)
+    return rows + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+
+
+def machine() -> dict[str, Any]:
+    """
+    :return: processor, number of cores, system, and the command that was typed
+    """
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    words = [word if os.sep not in word else f".../{Path(word).name}" for word in sys.argv[1:]]  # no one's folders
+    command = " ".join([Path(sys.argv[0]).name, *words])
+    return {"processor": processor, "cores": len(cores()), "system": platform.platform(), "command": command}
+
+
+def cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None = None) -> "Figure":
+    """
+    Two panels: speed as bars, SB3's DDPG being 1, and the update's time in multiples of the floor.
+
+    :param results: by title of the workload, what `summarize` gave
+    :param title: of the picture
+    :return: the figure
+    """
+    from matplotlib import pyplot as plt
+
+    names = [name for name in _LOOKS if any(name in rows and rows[name]["ratio"] for rows in results.values())]
+    figure, (speed, cost) = plt.subplots(
+        2, 1, figsize=(max(7, 1.9 * len(results)), 8), sharex=True, layout="constrained"
+    )
+    width = 0.8 / max(1, len(names))
+    for number, name in enumerate(names):
+        colour, hatch, mark = _LOOKS[name]
+        for place, rows in enumerate(results.values()):
+            x = place + (number - (len(names) - 1) / 2) * width
+            label = name if place == 0 else None
+            ratio, over = (rows.get(name, {}).get(key) for key in ("ratio", "update_over_floor"))
+            speed.bar(x, ratio[0] if ratio else 0, width, color=colour, hatch=hatch, edgecolor="0.2", label=label)
+            if ratio:
+                speed.errorbar(x, ratio[0], _whiskers(ratio), color="0.1", capsize=3, linewidth=1)
+                speed.annotate(
+                    f"{ratio[0]:.2f}", (x, ratio[2]), (0, 3), textcoords="offset points", ha="center", size=8
+                )
+            if over:
+                cost.errorbar(x, over[0], _whiskers(over), fmt=mark, color=colour, mec="0.2", ecolor="0.1")
+                cost.annotate(f"{over[0]:.1f}", (x, over[2]), (0, 4), textcoords="offset points", ha="center", size=8)
+    speed.axhline(1, color="0.1", linestyle="--", linewidth=1)
+    cost.axhline(1, color="0.1", linestyle="--", linewidth=1)
+    cost.annotate("floor", (0.005, 1), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", size=8)
+    speed.set(ylabel="speed: steps per second,\nSB3 DDPG = 1", title=title)
+    cost.set(ylabel="update, in multiples of the floor\n(collecting: of the environment)", yscale="log")
+    cost.margins(y=0.15)
+    cost.set_ylim(0.8)
+    cost.yaxis.set_major_formatter("{x:g}")
+    cost.set_xlim(-0.6, len(results) - 0.4)
+    titles = [re.sub(r", (?!\d+\])", ",\n", name) for name in results]  # not inside [64, 64]
+    cost.set_xticks(range(len(results)), titles, size=8)
+    speed.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16), frameon=False)
+    return figure
+
+
+def _whiskers(spread: list[float]) -> list[list[float]]:
+    return [[spread[0] - spread[1]], [spread[2] - spread[0]]]
+
+
+def draw_scaling(points: list[dict[str, Any]], title: str | None = None) -> "Figure":
+    """
+    A panel for each thing that grows: milliseconds against size, both logarithmic, with the floor.
+
+    :param points: what `run_scaling` writes
+    :param title: of the picture
+    :return: the figure
+    """
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
+    axes = list(dict.fromkeys(point["axis"] for point in points))
+    for panel, axis in zip(panels.flat, axes, strict=False):
+        of_axis = [point for point in points if point["axis"] == axis]
+        for name, (colour, _, mark) in _LOOKS.items():
+            _line(panel, of_axis, name, "cost_ms", name, marker=mark, color=colour, markeredgecolor="0.2")
+        environments = axis == "environments"
+        floor = "floor: the environments alone" if environments else "floor: ten products"
+        _line(panel, of_axis, SB3, "floor_ms", floor, linestyle="--", color="0.1")
+        what = "ms for a step of one environment" if environments else "ms for an update"
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=what)
+        panel.minorticks_off()
+        panel.set_xticks(*[[point["size"] for point in of_axis]] * 2)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    figure.suptitle(title or "")
+    return figure
+
+
+def _line(
+    panel: "Axes",
+    points: list[dict[str, Any]],
+    competitor: str,
+    key: str,
+    label: str,
+    **style: Any,  # noqa: ANN401
+) -> None:
+    """One line with its range; nothing where a competitor is missing."""
+    drawn = [
+        (point["size"], *point["competitors"][competitor][key])
+        for point in points
+        if competitor in point["competitors"] and point["competitors"][competitor][key]
+    ]
+    if drawn:
+        sizes, middles, lows, highs = zip(*drawn, strict=True)
+        panel.plot(sizes, middles, label=label, markersize=5, **style)
+        panel.fill_between(sizes, lows, highs, color=style["color"], alpha=0.15)

@@ -1,0 +1,387 @@
+"""One competitor of the benchmark, in a process of its own, and the pipe to it: a line of JSON there, one back.
+
+Not here: what is compared, in which order and how often (`benchmark.py`). At the top stands the standard library alone:
+SBX's environment need not hold this package.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+EAGER, COMPILED, SB3, SBX, FLOOR = "SimpleDDPG", "SimpleDDPG compiled", "SB3 DDPG", "SBX DDPG", "floor"
+PARTS = ("environment", "collecting", "sampling", "critic", "actor", "targets", "optimizer", "compiled update", "rest")
+
+
+class Competitor:
+    """
+    One algorithm on one workload; each public method is a command, and its result the answer.
+
+    :param job: the fields of `benchmark.Workload`, and `kind`: EAGER, COMPILED, SB3, SBX or FLOOR
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+        self.train_seconds: list[float] = []
+        self.gradient_steps = 0
+        if job["kind"] == SBX:
+            _pin(job["threads"])  # XLA starts as many threads as it finds cores
+
+    def prepare(self) -> dict[str, Any]:
+        """
+        Build everything and warm up: the random steps, then updates, with the compile in one of them.
+
+        :return: seconds inside `train` beyond those of usual calls (None without updates), and versions
+        :raises RuntimeError: when nothing was compiled that should have been
+        """
+        import numpy as np
+        import torch as th
+
+        job = self.job
+        th.set_num_threads(job["threads"])
+        if job["kind"] == FLOOR and job["gradient_steps"] != 0:
+            sizes = zip(job["net_arch"], job["net_arch"][1:], strict=False)
+            self.products = [_product(job["batch_size"], *size) for size in sizes]
+        else:
+            import gymnasium as gym
+            from stable_baselines3.common.env_util import make_vec_env
+
+            self.env: Any
+            if job["kind"] == FLOOR or job["n_envs"] > 1:
+                self.env = make_vec_env(lambda: gym.make(job["env_id"]), job["n_envs"], seed=0)
+                self.actions = np.array([self.env.action_space.sample() for _ in range(job["n_envs"])])
+                self.env.reset()
+            else:  # as users pass one; each library wraps it
+                self.env = gym.make(job["env_id"])
+        if job["kind"] != FLOOR:
+            self.model = self._build()
+            if job["filled"]:
+                _fill(self.model.replay_buffer)
+            self._time_updates()
+            self.model.learn(job["learning_starts"] + job["warm_up"] * job["n_envs"])
+        else:
+            self.measure(job["warm_up"])
+        _pin(job["threads"])
+        if job["kind"] == COMPILED:
+            compiled = self.model._compiled
+            if compiled is None or compiled.failure is not None:  # what follows would be the plain path's speed
+                raise RuntimeError(f"nothing was compiled: {'no update' if compiled is None else compiled.failure}")
+        seconds = self.train_seconds
+        compile_seconds = sum(seconds) - len(seconds) * median(seconds) if seconds else None
+        return {"compile_s": compile_seconds, "versions": _versions(job["kind"])}
+
+    def measure(self, amount: int) -> dict[str, Any]:
+        """
+        One repeat.
+
+        :param amount: number of environment steps, of calls of `predict`, or of updates whose products the floor runs
+        :return: seconds and what was done in them: `count` of the above, `train_s` and `gradient_steps` of the updates
+        """
+        self.train_seconds, self.gradient_steps = [], 0
+        if self.job["kind"] == FLOOR:
+            run = self._run_products if self.job["gradient_steps"] != 0 else self._run_environments
+        elif self.job["measures"] == "predict":
+            run = self._run_predict
+        else:
+            run = self._run_learn
+        start = time.perf_counter()
+        count = run(amount)
+        seconds = time.perf_counter() - start
+        train_seconds = sum(self.train_seconds)
+        return {"s": seconds, "count": count, "train_s": train_seconds, "gradient_steps": self.gradient_steps}
+
+    def profile(self, amount: int) -> dict[str, Any]:
+        """
+        Run `learn` with a clock around its parts; the clock itself adds some microseconds a step.
+
+        :param amount: number of environment steps
+        :return: `s`, seconds of the whole; `parts`, seconds of each of PARTS, which add up to it; `count`, steps
+        """
+        clock, model, kind = _Clock(), self.model, self.job["kind"]
+        updates = "compiled update" if kind == COMPILED else "rest"
+        clock.wrap(model, "collect_rollouts", "collecting")
+        clock.wrap(model.env, "step", "environment")
+        clock.wrap(model, "train", updates)
+        after_sampling = "critic" if updates == "rest" else updates
+        clock.wrap(model.replay_buffer, "sample", "sampling", after_sampling)
+        module = _module(kind)
+        for name, value in list(vars(module).items()):
+            if getattr(value, "__module__", None) == "sb3_simple_ddpg.speed.sampling":
+                clock.wrap(module, name, "sampling", after_sampling)
+            if name in ("soft_update", "polyak_update") and updates == "rest":
+                clock.wrap(module, name, "targets")
+        if updates == "rest":  # a wrapper inside a compiled function would change what is compiled
+            clock.wrap(model.critic.optimizer, "step", "optimizer", "actor")
+            clock.wrap(model.actor.optimizer, "step", "optimizer", "rest")
+        try:
+            clock.start()
+            count = self._run_learn(amount)
+            clock.stop()
+        finally:
+            clock.restore()
+        return {"s": sum(clock.seconds.values()), "count": count, "parts": dict(clock.seconds)}
+
+    def memory(self) -> dict[str, Any]:
+        """
+        :return: largest resident memory of this process so far, in MiB
+        """
+        try:  # getrusage begins with the size of the process that started this one
+            with open("/proc/self/status") as status:
+                line = next(line for line in status if line.startswith("VmHWM"))
+            return {"peak_mib": int(line.split()[1]) / 1024}
+        except OSError:  # no Linux
+            import resource
+
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            return {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+
+    def _build(self) -> Any:  # noqa: ANN401 - one of three libraries' classes
+        import numpy as np
+        from stable_baselines3.common.noise import NormalActionNoise
+
+        job, kind = self.job, self.job["kind"]
+        names = ("batch_size", "buffer_size", "gradient_steps", "learning_starts")
+        arguments = {
+            **{name: job[name] for name in names},
+            "learning_rate": 1e-3,
+            "policy_kwargs": {"net_arch": list(job["net_arch"])},
+            "seed": 0,
+            "device": "cpu",
+        }
+        zeros = np.zeros(self.env.action_space.shape or (1,))
+        noise = NormalActionNoise(zeros, zeros + 0.1)
+        if kind == SB3:
+            from stable_baselines3 import DDPG
+
+            return DDPG("MlpPolicy", self.env, action_noise=noise, **arguments)
+        if kind == SBX:
+            algorithm = importlib.import_module("sbx").DDPG
+            return algorithm("MlpPolicy", self.env, qf_learning_rate=1e-3, action_noise=noise, **arguments)
+        algorithm = importlib.import_module("sb3_simple_ddpg").SimpleDDPG
+        compiled = {"compile_updates": True} if kind == COMPILED else {}
+        return algorithm("MlpPolicy", self.env, action_noise=0.1, **arguments, **compiled)
+
+    def _time_updates(self) -> None:
+        train = self.model.train
+
+        def timed(gradient_steps: int, batch_size: int) -> None:
+            start = time.perf_counter()
+            train(gradient_steps=gradient_steps, batch_size=batch_size)
+            self.train_seconds.append(time.perf_counter() - start)
+            self.gradient_steps += gradient_steps
+
+        self.model.train = timed
+
+    def _run_learn(self, amount: int) -> int:
+        before = self.model.num_timesteps
+        self.model.learn(amount, reset_num_timesteps=False)
+        return int(self.model.num_timesteps - before)
+
+    def _run_predict(self, amount: int) -> int:
+        observation = self.model._last_obs[0]
+        for _ in range(amount):
+            self.model.predict(observation, deterministic=True)
+        return amount
+
+    def _run_products(self, amount: int) -> int:
+        import torch as th
+
+        for _ in range(amount):
+            for left, right, out in self.products:
+                for _ in range(10):
+                    th.mm(left, right, out=out)
+        return amount
+
+    def _run_environments(self, amount: int) -> int:
+        rounds = -(-amount // self.job["n_envs"])
+        for _ in range(rounds):
+            self.env.step(self.actions)
+        return int(rounds * self.job["n_envs"])
+
+
+class WorkerProcess:
+    """
+    A competitor in a process of its own.
+
+    :param python: interpreter whose environment holds the competitor
+    :param job: what `Competitor` takes
+    :param cache: folder for what PyTorch compiles; None: PyTorch's own
+    """
+
+    def __init__(self, python: str, job: dict[str, Any], cache: str | None = None) -> None:
+        # run_path leaves sys.path alone: this package's modules must not stand in for others' of the same name.
+        source = f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"])}
+        if job["kind"] == SBX:
+            flags = f"--xla_cpu_multi_thread_eigen={str(job['threads'] > 1).lower()}"
+            environment |= {
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"{flags} intra_op_parallelism_threads={job['threads']}",
+            }
+        if cache is not None:
+            environment["TORCHINDUCTOR_CACHE_DIR"] = cache
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `close` closes it
+        self._process = subprocess.Popen(
+            [python, "-c", source],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            text=True,
+        )
+        self._send(job)
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON holds
+        """
+        :param command: a method of `Competitor`
+        :param arguments: its arguments
+        :return: its result
+        :raises RuntimeError: with the reason, where there is none
+        """
+        assert self._process.stdout is not None
+        self._send([command, arguments])
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            lines = self._errors.read().strip().splitlines() or ["no message"]
+            raise RuntimeError(f"its process ended: {lines[-1]}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def _send(self, message: object) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # `ask` will find no answer, and say why
+
+
+class _Clock:
+    """Seconds by part. What runs inside another part counts for the inner one alone, so that all add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open = ["rest"]
+        self._undo: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Charge the time since the last event to the part that is running."""
+        now = time.perf_counter()
+        self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    def wrap(self, owner: Any, name: str, part: str, then: str | None = None) -> None:  # noqa: ANN401 - object or module
+        """Count calls of `owner.name` for `part`; what its caller does after them, for `then`."""
+        inner, own = getattr(owner, name), name in vars(owner)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - those of the wrapped function
+            self.stop()
+            self._open.append(part)
+            try:
+                result = inner(*args, **kwargs)
+            finally:
+                self.stop()
+                self._open.pop()
+            if isinstance(result, Iterator):  # its work is done as it is asked for its items
+                return self._each(result, part, then)
+            self._open[-1] = then or self._open[-1]
+            return result
+
+        setattr(owner, name, timed)
+        self._undo.append(lambda: setattr(owner, name, inner) if own else delattr(owner, name))
+
+    def _each(self, items: Iterator[Any], part: str, then: str | None) -> Iterator[Any]:
+        while True:
+            self.stop()
+            self._open.append(part)
+            item = next(items, self)
+            self.stop()
+            self._open.pop()
+            if item is self:
+                return
+            self._open[-1] = then or self._open[-1]
+            yield item
+
+    def restore(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+
+
+def _product(rows: int, inner: int, columns: int) -> tuple[Any, Any, Any]:
+    """The two factors of one hidden layer's product, (B, h1) and (h1, h2), and where the result goes, (B, h2)."""
+    import torch as th
+
+    return th.randn(rows, inner), th.randn(inner, columns), th.empty(rows, columns)
+
+
+def _fill(replay_buffer: Any) -> None:  # noqa: ANN401 - SB3's
+    """Random transitions throughout: pages that were never written all lie in one place of the cache."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    for name in ("observations", "next_observations", "actions", "rewards"):
+        array = getattr(replay_buffer, name)
+        array[...] = random.uniform(-1, 1, size=array.shape)
+    replay_buffer.dones[...] = replay_buffer.timeouts[...] = 0
+    replay_buffer.full = True
+
+
+def _pin(threads: int) -> None:
+    """Keep every thread of this process on as many cores as it may use threads, where the system can (Linux)."""
+    if hasattr(os, "sched_setaffinity") and os.path.isdir("/proc/self/task"):
+        cores = sorted(os.sched_getaffinity(0))[-threads:]
+        for task in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(task), cores)
+
+
+def _module(kind: str) -> ModuleType:
+    """Where `train` looks up its functions."""
+    return importlib.import_module("stable_baselines3.td3.td3" if kind == SB3 else "sb3_simple_ddpg.simple_ddpg")
+
+
+def _versions(kind: str) -> dict[str, str]:
+    # SBX runs without our package; where it is started in our checkout, metadata of ours may lie about.
+    ours = () if kind == SBX else ("sb3-simple-ddpg",)
+    names = (*ours, "stable-baselines3", "torch", "gymnasium", "numpy", "mujoco", "sbx-rl", "jax")
+    found = {name for name in names if next(iter(metadata.distributions(name=name)), None)}
+    return {"python": sys.version.split()[0], **{name: metadata.version(name) for name in names if name in found}}
+
+
+def main() -> None:
+    """Read the job, then commands, until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not come between the answers
+    competitor = Competitor(json.loads(sys.stdin.readline()))
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            answer = getattr(competitor, name)(**arguments)
+        except Exception as error:  # the other side decides what it means
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

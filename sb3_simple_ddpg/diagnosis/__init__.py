@@ -1,0 +1,1 @@
+"""Why an agent does not learn: what usually goes wrong, measured, each with its cure."""

@@ -1,0 +1,214 @@
+"""One run of a comparison, and the process that it has to itself: `python -m sb3_simple_ddpg.experiment.worker RESULT`.
+
+Not here: which runs there are (`experiment.py`) and who starts the processes (`engines.py`).
+"""
+
+import json
+import math
+import os
+import platform
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+
+from sb3_simple_ddpg.experiment import runs
+from sb3_simple_ddpg.experiment.algorithms import Algorithm, build
+from sb3_simple_ddpg.speed.torch_private import end_compile_workers
+
+#: Seeds of evaluation environments begin here, far from those of training; ten thousand for each run.
+EVALUATION_SEEDS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One run that is to be done.
+
+    :param algorithm: who
+    :param arguments: of its constructor
+    :param env_id: where
+    :param seed: of everything that is random in training
+    :param timesteps: how long
+    :param eval_every: timesteps between two evaluations; the first stands before training, the last at its end
+    :param eval_episodes: number of deterministic episodes in each evaluation
+    :param threads: of PyTorch
+    :param env_kwargs: arguments of the environment
+    """
+
+    algorithm: Algorithm
+    arguments: dict[str, Any]
+    env_id: str
+    seed: int
+    timesteps: int
+    eval_every: int
+    eval_episodes: int
+    threads: int = 1
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Algorithm, environment and seed, which no two runs of a comparison share."""
+        return self.algorithm.name, self.env_id, self.seed
+
+    @property
+    def title(self) -> str:
+        """The same, to be read."""
+        return f"{self.algorithm.name} on {self.env_id}, seed {self.seed}"
+
+
+def execute(job: Job) -> dict[str, Any]:
+    """
+    Train and evaluate in this process, whose number of threads and random streams are set.
+
+    :param job: the run
+    :return: the record, as JSON knows it: `episodes` holds [timestep, return, seconds] of each training episode,
+        `evaluations` [timestep, seconds, [returns], success rate or null]. Seconds are wall-clock seconds of training,
+        evaluations left out; `cpu_time_s` is the processor's time for the same, in this process and in those that it
+        started, such as compilers.
+    :raises FloatingPointError: for an evaluation whose return is not a finite number
+    """
+    th.set_num_threads(job.threads)
+    started = datetime.now(UTC)
+    settings = runs.EnvSettings(job.env_id, kwargs=job.env_kwargs)
+    eval_env = settings.make(n_envs=min(10, job.eval_episodes))
+    env = settings.make_one()
+    observer = _Observer(job, eval_env)
+    try:
+        model = build(job.algorithm, env, job.arguments, job.seed)
+        if model.get_vec_normalize_env() is not None:
+            observer.eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+        observer.start_clock()
+        model.learn(job.timesteps, observer)
+        wall_time_s, _ = observer.clock()
+        end_compile_workers()  # of which the processor's time is known when they have ended
+        _, cpu_time_s = observer.clock()
+    finally:
+        env.close()
+        eval_env.close()
+    return {
+        "algorithm": job.algorithm.name,
+        "env_id": job.env_id,
+        "seed": job.seed,
+        "timesteps": job.timesteps,
+        "wall_time_s": wall_time_s,
+        "cpu_time_s": cpu_time_s,
+        "evaluation_time_s": observer.evaluation_s[0],
+        "started_at": started.isoformat(),
+        "finished_at": datetime.now(UTC).isoformat(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "threads": job.threads,
+        "python": platform.python_version(),
+        "torch": th.__version__,
+        "episodes": observer.episodes,
+        "evaluations": observer.evaluations,
+    }
+
+
+class _Observer(BaseCallback):
+    """Notes the return of each training episode, and stops the clock while it evaluates."""
+
+    def __init__(self, job: Job, eval_env: VecEnv) -> None:
+        super().__init__()
+        self.job = job
+        self.eval_env = eval_env
+        self.episodes: list[list[float]] = []
+        self.evaluations: list[list[Any]] = []
+        self.evaluation_s = [0.0, 0.0]  # wall-clock, processor
+
+    def start_clock(self) -> None:
+        self.started_s = (time.perf_counter(), processor_time())
+
+    def clock(self) -> tuple[float, float]:
+        """Seconds of training until now, on the wall's clock and on the processor's."""
+        wall_s = time.perf_counter() - self.started_s[0] - self.evaluation_s[0]
+        return wall_s, processor_time() - self.started_s[1] - self.evaluation_s[1]
+
+    def _on_training_start(self) -> None:
+        self._evaluate(0)
+
+    def _on_step(self) -> bool:
+        timestep = self.num_timesteps
+        if timestep > self.job.timesteps:
+            return True  # an algorithm that learns in rounds may overshoot; the budget is the same for all
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self.episodes.append([timestep, float(info["episode"]["r"]), round(self.clock()[0], 4)])
+        if timestep % self.job.eval_every == 0 or timestep == self.job.timesteps:
+            self._evaluate(timestep)
+        return True
+
+    def _evaluate(self, timestep: int) -> None:
+        training_s, _ = self.clock()
+        begin = (time.perf_counter(), processor_time())
+        # Algorithms draw nothing for deterministic actions; an environment may use the global streams all the same.
+        streams = random.getstate(), np.random.get_state(), th.get_rng_state()
+        if isinstance(self.eval_env, VecNormalize):
+            sync_envs_normalization(self.training_env, self.eval_env)
+        self.eval_env.seed(EVALUATION_SEEDS + 10_000 * self.job.seed)  # the same starts for every algorithm
+        returns = runs.play(self.model, self.eval_env, self.job.eval_episodes)
+        random.setstate(streams[0])
+        np.random.set_state(streams[1])
+        th.set_rng_state(streams[2])
+        if not all(math.isfinite(value) for value in returns):
+            raise FloatingPointError(f"An evaluation at timestep {timestep} gave the returns {returns}.")
+        self.evaluations.append([timestep, round(training_s, 4), [*returns], returns.success_rate])
+        self.evaluation_s[0] += time.perf_counter() - begin[0]
+        self.evaluation_s[1] += processor_time() - begin[1]
+
+
+def processor_time() -> float:
+    """
+    :return: seconds that processors have spent on this process, on all its threads, and on the processes that it has
+        started and that have ended
+    """
+    spent = os.times()
+    return time.process_time() + spent.children_user + spent.children_system
+
+
+def execute_or_explain(payload: bytes) -> dict[str, Any]:
+    """
+    :param payload: a pickled Job
+    :return: the record; or, when anything went wrong, {"error": traceback}
+    """
+    try:
+        job: Job = cloudpickle.loads(payload)
+        return execute(job)
+    except BaseException:  # whatever it is, the other runs go on and somebody will want to read it
+        return {"error": traceback.format_exc()}
+
+
+def main() -> None:
+    """Read a Job from standard input, write its record to the file that the command line names."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
+    size = int.from_bytes(sys.stdin.buffer.read(8), "big")
+    payload = sys.stdin.buffer.read(size)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    Path(sys.argv[1]).write_text(json.dumps(execute_or_explain(payload)))
+    sys.stdout.flush()
+
+
+def _end_with_parent() -> None:
+    """The pipe closes when the process that holds its other end is gone, however it went."""
+    while os.read(0, 1024):  # not through sys.stdin, whose lock would be held when this process ends
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -227,10 +227,12 @@ class Collecting(Agent):
             return 0
         assert replay_buffer is not None
         self._update_info_buffer(step.infos, step.dones)
-        with self._original(step):
-            self._store_transition(
-                replay_buffer, step.actions, step.new_observations, step.rewards, step.dones, step.infos
-            )
+        row = step.actions, step.new_observations, step.rewards, step.dones, step.infos
+        if step.originals is None:
+            self._store_transition(replay_buffer, *row)
+        else:
+            with self._original(step, step.originals):
+                self._store_transition(replay_buffer, *row)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._on_step()
         ended = 0
@@ -245,10 +247,10 @@ class Collecting(Agent):
         return ended
 
     @contextlib.contextmanager
-    def _original(self, step: Step) -> Iterator[None]:
+    def _original(self, step: Step, originals: Originals) -> Iterator[None]:
         """SB3 asks VecNormalize for what it was given, which is of another step when somebody has stepped it since."""
-        normalizer, originals = self._vec_normalize_env, step.originals
-        if normalizer is None or originals is None:
+        normalizer = self._vec_normalize_env
+        if normalizer is None:  # the environment has been replaced since
             yield
             return
         now: tuple[Any, Any] = (

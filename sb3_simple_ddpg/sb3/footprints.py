@@ -57,7 +57,7 @@ class Footprints:
 
     def take(self, env: VecEnv, by_step: bool, episode_begins: bool) -> None:
         """
-        :param env: that the model has just stepped or reset
+        :param env: after the model's step or reset
         :param by_step: whether it was a step
         :param episode_begins: whether an episode of some environment begins here
         """

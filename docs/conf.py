@@ -41,6 +41,7 @@ html_css_files = ["pages.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
+html_domain_indices = False  # its paths of modules are wider than a phone; the API page lists what users call
 
 
 # Sphinx reads below docs/ only; tutorials/ is not committed.

@@ -1398,7 +1398,7 @@ def test_resume_of_a_run_without_checkpoints_says_how_to_get_them(tmp_path, caps
 
 def test_code_of_the_documentation_runs(tmp_path, monkeypatch):
     page = (Path(__file__).parent.parent / "docs" / "resume.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, _methods = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"env": Walk()}
     code = code.replace("20_000", "120").replace("1_000", "50")

@@ -26,11 +26,12 @@ from nbclient import NotebookClient
 from stable_baselines3 import DDPG
 from stable_baselines3.common.logger import configure
 
-from sb3_simple_ddpg import SimpleDDPG, equations, policies, presets, simple_ddpg
+from sb3_simple_ddpg import SimpleDDPG, equations, policies, presets
 from sb3_simple_ddpg.command_line import cli
 from sb3_simple_ddpg.experiment import engines
 from sb3_simple_ddpg.experiment import report as comparison_report
 from sb3_simple_ddpg.experiment.worker import execute_or_explain
+from sb3_simple_ddpg.sb3 import plugin
 from tests.environments import Bandit
 
 ROOT = Path(__file__).parent.parent
@@ -337,14 +338,14 @@ def test_no_page_calls_anything_simple(page):
 
 
 def test_no_source_file_that_the_site_shows_calls_anything_simple():
-    for path in sorted((ROOT / "sb3_simple_ddpg").glob("*.py")):
+    for path in sorted((ROOT / "sb3_simple_ddpg").rglob("*.py")):
         assert not re.findall(r"\b(?:simply|just|blazing)\b", path.read_text("utf-8"), re.IGNORECASE), path.name
 
 
 def recorded_in_the_package() -> set[str]:
     """Every key that the package's code hands to a logger."""
-    keys = set(simple_ddpg._STATISTICS)
-    for path in (ROOT / "sb3_simple_ddpg").glob("*.py"):
+    keys = set(plugin.STATISTICS)
+    for path in (ROOT / "sb3_simple_ddpg").rglob("*.py"):
         keys |= set(re.findall(r'\brecord\(\s*"(\w+/\w+)"', path.read_text("utf-8")))
     return keys
 

@@ -418,7 +418,8 @@ def test_files_that_hold_something_else_are_refused_without_assert_too(python, t
     code = """
 import sys
 from pathlib import Path
-from sb3_simple_ddpg import algorithms, experiment_folder
+from sb3_simple_ddpg.experiment import algorithms
+from sb3_simple_ddpg.experiment import folder as experiment_folder
 for folder in map(Path, sys.argv[1:]):
     for read in (
         lambda: experiment_folder.read_records(folder),
@@ -607,7 +608,7 @@ def test_an_arm_with_normalised_observations_is_shown_beside_one_without(here):
     settings = {"simple_ddpg": SMALL, "normalised": {**SMALL, "normalize_observations": True}}
     found = small(names, settings=settings, seeds=1)
     assert found.plan["differing"][BANDIT] == {"normalize_observations": {"simple_ddpg": False, "normalised": True}}
-    with pytest.raises(ValueError, match="normalize_observations must be True or False, got 'true'"):
+    with pytest.raises(TypeError, match="normalize_observations must be True or False, got 'true'"):
         small(names, settings={"normalised": {**SMALL, "normalize_observations": "true"}}, seeds=1)
 
 

@@ -24,10 +24,11 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, Every
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
-from sb3_simple_ddpg import SimpleDDPG, simple_ddpg
+from sb3_simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.command_line import cli
 from sb3_simple_ddpg.safety.checks import NonFiniteError
 from sb3_simple_ddpg.safety.environments import DeadEnvironmentError
+from sb3_simple_ddpg.sb3 import plugin
 from tests.environments import Bandit
 from tests.side_by_side import CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, VECTOR, Dummy, settings
 
@@ -270,14 +271,14 @@ def test_episodes_that_never_end_are_learned_from():
 
 
 def test_waiting_for_an_episode_that_never_ends_is_an_error(monkeypatch):
-    monkeypatch.setattr(simple_ddpg, "_PATIENCE", 60)
+    monkeypatch.setattr(plugin, "_PATIENCE", 60)
     model = make_model(DummyVecEnv([lambda: Endless(VECTOR)]), VECTOR, train_freq=(1, "episode"))
     with pytest.raises(RuntimeError, match=r"No episode has ended for 61 timesteps.*use train_freq=\(n, 'step'\)"):
         model.learn(20)
 
 
 def test_many_short_episodes_are_waited_for_however_long_that_is(monkeypatch):
-    monkeypatch.setattr(simple_ddpg, "_PATIENCE", 8)
+    monkeypatch.setattr(plugin, "_PATIENCE", 8)
     model = make_model(DummyVecEnv([lambda: Dummy(VECTOR)]), VECTOR, train_freq=(30, "episode"))
     assert model.learn(4)._episode_num == 30  # of seven steps each
 

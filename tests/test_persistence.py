@@ -498,7 +498,7 @@ def test_critics_are_saved_and_loaded_alone(part, make, tmp_path):
     observations = th.as_tensor(np.stack([model.observation_space.sample()] * 2))
     actions = th.tensor([[0.1, -0.2], [1.0, 0.0]])
     with th.no_grad():
-        assert th.equal(loaded(observations, actions), network(observations, actions))
+        assert th.equal(*loaded(observations, actions), *network(observations, actions))
 
 
 def _model_for_parts(make: str) -> tuple[SimpleDDPG, np.ndarray]:

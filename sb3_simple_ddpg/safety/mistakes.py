@@ -26,7 +26,8 @@ def _folder(file: str | None) -> str:
     return str(Path(file or "").parent)
 
 
-_OURS: Final = _folder(__file__)
+#: The whole package; this file lies in one of its rooms.
+_OURS: Final = str(Path(__file__).parent.parent)
 #: Who says to the user of a constructor what is wrong with its arguments.
 _LIBRARIES: Final = tuple(_folder(module.__file__) for module in (stable_baselines3, sb3_contrib, th, gym))
 #: Whatever is installed, and Python itself.

@@ -436,8 +436,9 @@ BUGS = [none_plus_one, number_of_a_word, says_so, falls, opens]
 
 
 PLACES = (
-    "runs.EnvSettings.random_return", "runs.policy_for", "presets.choose_preset", "checks.check_action_space",
-    "simple_ddpg.make_action_noise", "checks.advice", "runs.write_config",
+    "experiment.runs.EnvSettings.random_return", "experiment.runs.policy_for", "presets.choose_preset",
+    "safety.checks.check_action_space", "sb3.plugin.make_action_noise", "safety.checks.advice",
+    "experiment.runs.write_config",
 )  # fmt: skip
 
 
@@ -457,14 +458,14 @@ def test_a_bug_has_its_traceback_in_the_other_commands_too(bug, tmp_path, capsys
     assert train("--timesteps", "5", "--eval-episodes", "0", "--out", str(out)) == 0
     compare = ["compare", *SMALL[:2], "--timesteps", "200", "--out", str(tmp_path / "compare")]
     for place, arguments in (
-        ("runs.evaluate_policy", ["evaluate", str(out), "--episodes", "1"]),
-        ("plotting.plot_returns", ["plot", str(out), "--out", str(tmp_path / "x.png")]),
-        ("export.save_policy", ["export", str(out), "--to", str(tmp_path / "x.safetensors")]),
-        ("diagnosis.diagnose", ["diagnose", str(out)]),
-        ("diagnosis.diagnose", ["diagnose", SMALL[1], *SMALL[2:4]]),
-        ("runs.EnvSettings.make", ["diagnose", SMALL[1], *SMALL[2:4]]),
-        ("algorithms.build", compare),
-        ("comparison.find_algorithms", compare),
+        ("experiment.runs.evaluate_policy", ["evaluate", str(out), "--episodes", "1"]),
+        ("experiment.plotting.plot_returns", ["plot", str(out), "--out", str(tmp_path / "x.png")]),
+        ("export.files.save_policy", ["export", str(out), "--to", str(tmp_path / "x.safetensors")]),
+        ("diagnosis.diagnosis.diagnose", ["diagnose", str(out)]),
+        ("diagnosis.diagnosis.diagnose", ["diagnose", SMALL[1], *SMALL[2:4]]),
+        ("experiment.runs.EnvSettings.make", ["diagnose", SMALL[1], *SMALL[2:4]]),
+        ("experiment.algorithms.build", compare),
+        ("experiment.comparison.find_algorithms", compare),
     ):
         capsys.readouterr()
         with monkeypatch.context() as patch:

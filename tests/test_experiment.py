@@ -608,7 +608,7 @@ def test_an_arm_with_normalised_observations_is_shown_beside_one_without(here):
     settings = {"simple_ddpg": SMALL, "normalised": {**SMALL, "normalize_observations": True}}
     found = small(names, settings=settings, seeds=1)
     assert found.plan["differing"][BANDIT] == {"normalize_observations": {"simple_ddpg": False, "normalised": True}}
-    with pytest.raises(TypeError, match="normalize_observations must be True or False, got 'true'"):
+    with pytest.raises(ValueError, match="normalize_observations must be True or False, got 'true'"):
         small(names, settings={"normalised": {**SMALL, "normalize_observations": "true"}}, seeds=1)
 
 

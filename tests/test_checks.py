@@ -78,6 +78,11 @@ def test_impossible_values_are_refused_with_value_and_cure(setting: dict, messag
         SimpleDDPG(**{"policy": "MlpPolicy", "env": Bandit(), **setting})
 
 
+def test_no_environment_is_refused_when_the_model_is_made():
+    with pytest.raises(TypeError, match="env must be an environment or the name of one, got None"):
+        SimpleDDPG("MlpPolicy", None)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

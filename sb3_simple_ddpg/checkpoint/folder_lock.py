@@ -143,10 +143,7 @@ def _lock(place: Path) -> _Lock | None:
         lock.acquire(timeout=0)
     except Timeout:
         return None
-    except (
-        OSError,
-        NotImplementedError,
-    ):  # a file system without locks, or read-only: saving will say
+    except (OSError, NotImplementedError):  # a file system without locks, or read-only: saving will say
         return _Lock(lambda: True, lambda: None)
     return _Lock((place / ".lock").exists, lock.release)
 

@@ -253,10 +253,8 @@ class Collecting(Agent):
         if normalizer is None:  # the environment has been replaced since
             yield
             return
-        now: tuple[Any, Any] = (
-            getattr(normalizer, "old_obs", None),
-            normalizer.old_reward,
-        )  # one that is set anew has none
+        # A normalizer that was set since has no observation yet.
+        now: tuple[Any, Any] = getattr(normalizer, "old_obs", None), normalizer.old_reward
         if now[0] is not originals.kept:
             for index, end in originals.last_observations.items():
                 step.infos[index]["terminal_observation"] = normalizer.normalize_obs(end)

@@ -27,7 +27,6 @@ from stable_baselines3.common.type_aliases import (
     MaybeCallback,
     ReplayBufferSamples,
     RolloutReturn,
-    Schedule,
     TensorDict,
     TrainFrequencyUnit,
 )
@@ -73,51 +72,24 @@ class Plugin(Collecting):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str,
-        learning_rate: float | Schedule,
-        buffer_size: int,
-        learning_starts: int,
-        batch_size: int,
-        tau: float,
-        gamma: float,
-        train_freq: int | tuple[int, str],
-        gradient_steps: int,
-        action_noise: NoiseSetting,
-        replay_buffer_class: type[ReplayBuffer] | None,
+        env: GymEnv | str | None,
+        *,
         replay_buffer_kwargs: dict[str, Any] | None,
-        optimize_memory_usage: bool,
-        n_steps: int,
         policy_kwargs: dict[str, Any] | None,
-        stats_window_size: int,
-        tensorboard_log: str | None,
-        verbose: int,
         device: th.device | str,
-        **settings: Any,  # noqa: ANN401 - SB3's
+        **settings: Any,  # noqa: ANN401 - of SB3's constructor, by name
     ) -> None:
         checks.check_device(device)
         try:
             super().__init__(
                 checks.check_policy(policy),
-                env,
-                learning_rate,
-                buffer_size,
-                learning_starts,
-                batch_size,
-                tau,
-                gamma,
-                train_freq,
-                gradient_steps,
-                action_noise,  # type: ignore[arg-type]  # the setter turns it into what SB3 expects
-                replay_buffer_class,
+                env,  # type: ignore[arg-type]  # None until `load` gives one, as in SB3
                 # SB3 writes into both dicts; the caller's stay as they are.
-                dict(replay_buffer_kwargs or {}),
-                optimize_memory_usage,
-                n_steps,
-                dict(policy_kwargs or {}),
-                stats_window_size,
-                tensorboard_log,
-                verbose,
-                device,
+                replay_buffer_kwargs=dict(replay_buffer_kwargs or {}),
+                policy_kwargs=dict(policy_kwargs or {}),
+                device=device,
+                support_multi_env=True,
+                sde_support=False,
                 **settings,
             )
         except gym.error.Error as error:

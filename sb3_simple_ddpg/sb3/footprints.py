@@ -12,6 +12,7 @@ method of anybody's environment is replaced to notice it. Instead, what a step o
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,15 +34,14 @@ class Footprints:
         self._names: list[list[str]] = []  # of what moves in each layer
         self._env: VecEnv | None = None
         self._envs: list[Any] = []
-        self._places: list[tuple[dict[str, Any], str]] = []
-        self._objects: list[Any] | None = None
-        self._values: list[Any] = []
+        self._getters: list[tuple[Callable[[str], Any], str]] = []
+        self._left: list[Any] = []  # objects that lie there
         self._contents: list[Any] = []
         self._episode_begins = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Whoever copies a model need not be able to copy its environment.
-        return vars(self) | {"_env": None, "_envs": [], "_places": []}
+        return vars(self) | {"_env": None, "_envs": [], "_getters": []}
 
     @property
     def settled(self) -> bool:
@@ -63,38 +63,41 @@ class Footprints:
         """
         if not self.settled:
             self._learn_names(env, by_step)
-        values = self._values = self._values_of_now(env)
+        left = self._left = self._left_now(env)
         self._env, self._episode_begins = env, episode_begins
-        self._objects = _objects(env)
-        self._contents = [_content(value) for value in values if type(value) in _WRITABLE]
+        self._contents = _written(left)
 
     def are_those_of(self, env: VecEnv) -> bool:
         """
         :param env: as it is now
         :return: False when somebody else has stepped or reset it
         """
-        if self._objects is None or (self._env is not None and self._env is not env):
+        before = self._left
+        if not before or (self._env is not None and self._env is not env):
             return True  # nothing is known of this one
-        *steps, seeds, options = _objects(env)
-        *own_steps, own_seeds, own_options = self._objects
-        if not all(map(operator.is_, steps, own_steps)):
+        left = self._left_now(env)
+        if len(left) == len(before) and all(map(operator.is_, left, before)) and _written(left) == self._contents:
+            return True  # nearly always
+        actions, more_actions, reset_infos, seeds, options = left[:_OF_VEC_ENV]
+        own_actions, own_more_actions, own_reset_infos, own_seeds, own_options = before[:_OF_VEC_ENV]
+        if actions is not own_actions or more_actions is not own_more_actions:
             return False
-        is_reset = seeds is not own_seeds and options is not own_options
+        # Of SubprocVecEnv a step leaves a new tuple; others keep a list.
+        if type(reset_infos) is tuple and reset_infos is not own_reset_infos:
+            return False
         # A reset leaves other lists, and empty ones; `seed` and `set_options` leave what they were given.
+        is_reset = seeds is not own_seeds and options is not own_options
         if is_reset and all(seed is None for seed in seeds) and not any(options):
             return False
-        values = self._values_of_now(env)
-        if len(values) != len(self._values):
+        if len(left) != len(before):
             return True  # other wrappers: nothing can be said
-        the_same = all(map(operator.is_, values, self._values))
-        if the_same and self._contents == [_content(value) for value in values if type(value) in _WRITABLE]:
-            return True  # nearly always
-        return not self._have_moved(env, values)
+        return not self._have_moved(env, left[_OF_VEC_ENV:])
 
     def _have_moved(self, env: VecEnv, values: list[Any]) -> bool:
         contents = iter(self._contents)
         # What can be written into was remembered by its content.
-        before = [next(contents) if type(value) in _WRITABLE else _content(value) for value in self._values]
+        values_before = self._left[_OF_VEC_ENV:]
+        before = [next(contents) if type(value) in _WRITABLE else _content(value) for value in values_before]
         differ = [_content(now) != was for now, was in zip(values, before, strict=True)]
         if self._episode_begins or not isinstance(env.unwrapped, DummyVecEnv):
             return any(differ)
@@ -117,21 +120,25 @@ class Footprints:
         self._steps_seen += by_step
         self._names, self._env = changed, None
 
-    def _values_of_now(self, env: VecEnv) -> list[Any]:
-        envs = getattr(env.unwrapped, "envs", [])
+    def _left_now(self, env: VecEnv) -> list[Any]:
+        """What a step of the vectorised environment replaces, what its reset replaces, and values of environments."""
+        inner = env.unwrapped
+        envs = getattr(inner, "envs", [])
         if self._env is not env or envs != self._envs:
             self._envs = list(envs)
             pairs = zip(_layers(env), self._names, strict=False)
-            self._places = [(layer, name) for layer, names in pairs for name in names]
-        return [layer.get(name) for layer, name in self._places]
+            self._getters = [(layer.get, name) for layer, names in pairs for name in names]
+        get = vars(inner).get
+        held = [get("actions"), get("_actions"), get("reset_infos"), get("_seeds"), get("_options")]
+        return held + [get(name) for get, name in self._getters]
 
 
-def _objects(env: VecEnv) -> list[Any]:
-    """What a step replaces, then what a reset replaces."""
-    held = vars(env.unwrapped)
-    reset_infos = held.get("reset_infos")  # of SubprocVecEnv a new tuple, of others a list that stays
-    reset_infos = reset_infos if type(reset_infos) is tuple else None
-    return [held.get("actions"), held.get("_actions"), reset_infos, held.get("_seeds"), held.get("_options")]
+_OF_VEC_ENV = 5
+
+
+def _written(left: list[Any]) -> list[Any]:
+    """Contents of the environments' values that can be written into."""
+    return [_content(value) for value in left[_OF_VEC_ENV:] if type(value) in _WRITABLE]
 
 
 def _layers(env: VecEnv) -> list[dict[str, Any]]:

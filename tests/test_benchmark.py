@@ -8,12 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import stable_baselines3.td3.td3 as sb3_td3
 import torch as th
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from sb3_simple_ddpg import simple_ddpg
 from sb3_simple_ddpg.benchmark import benchmark
 from sb3_simple_ddpg.benchmark import report as benchmark_report
 from sb3_simple_ddpg.benchmark import worker as benchmark_worker
@@ -235,61 +233,6 @@ def test_a_filled_buffer_is_full_of_different_transitions():
     assert len({float(value) for value in buffer.observations[100:200, 0, 0]}) == 100
 
 
-@pytest.mark.parametrize("kind", [EAGER, SB3])
-def test_profile_adds_up_and_leaves_no_clock_behind(kind):
-    competitor = Competitor(job(kind))
-    competitor.prepare()
-    before = dict(vars(simple_ddpg)), dict(vars(sb3_td3))
-    profile = competitor.profile(10)
-    assert (dict(vars(simple_ddpg)), dict(vars(sb3_td3))) == before
-    assert "step" not in vars(competitor.model.env)
-    assert "collect_rollouts" not in vars(competitor.model)
-    assert profile["count"] == 10
-    parts = profile["parts"]
-    assert set(parts) == set(benchmark_worker.PARTS) - {"compiled update"}
-    assert all(seconds > 0 for seconds in parts.values())
-    assert sum(parts.values()) == pytest.approx(profile["s"])
-
-
-def test_clock_charges_the_inner_part_alone(monkeypatch):
-    now = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
-    monkeypatch.setattr(benchmark_worker.time, "perf_counter", lambda: next(now))
-
-    class Owner:
-        def outer(self):
-            return self.inner()
-
-        def inner(self):
-            return 7
-
-    owner, clock = Owner(), benchmark_worker._Clock()
-    clock.wrap(owner, "outer", "out")
-    clock.wrap(owner, "inner", "in", then="after")
-    clock.start()  # 0
-    assert owner.outer() == 7  # enters at 1, the inner one runs from 3 to 6, leaves at 10
-    clock.stop()  # 15
-    assert clock.seconds == {"rest": 1 + 5, "out": 2, "in": 3, "after": 4}
-    clock.restore()
-    assert vars(owner) == {}
-
-
-def test_clock_charges_an_iterator_as_it_is_asked(monkeypatch):
-    now = iter(range(100))
-    monkeypatch.setattr(benchmark_worker.time, "perf_counter", lambda: next(now))
-
-    class Owner:
-        def items(self):
-            yield from "ab"
-
-    owner, clock = Owner(), benchmark_worker._Clock()
-    clock.wrap(owner, "items", "in", then="after")
-    clock.start()
-    assert list(owner.items()) == ["a", "b"]
-    clock.stop()
-    # Each event is a second: the call, two items and the end count for "in", what follows an item for "after".
-    assert clock.seconds == {"rest": 2, "in": 4, "after": 3}
-
-
 def test_pictures_show_ratios_and_costs():
     rows = {"Tiny, [64, 64], more": benchmark.summarize(some_results())}
     figure = benchmark_report.draw_table(rows)
@@ -366,8 +309,7 @@ def test_threads_replace_each_workloads_own():
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--sbx-python", "/nowhere/python"], "--sbx-python /nowhere/python cannot be run"),
         (["--sbx-python", sys.executable], "has no SBX: run"),
-        (["--scaling", "--profile"], "leave out --profile"),
-        (["--scaling", "--workloads", "collect"], "leave out --profile, --workloads and --threads"),
+        (["--scaling", "--workloads", "collect"], "leave out --workloads and --threads"),
     ],
 )
 def test_mistakes_are_refused_with_nothing_written(args, message, tmp_path, capsys):
@@ -431,12 +373,3 @@ def test_a_quick_run_writes_every_file_and_marks_it(plain_only, tmp_path, capsys
         assert workload["competitors"][name]["peak_mib"] > 50
         assert workload["competitors"][name]["versions"]["torch"] == version("torch")
     assert "--sbx-python" in workload["competitors"][SBX]["missing"]
-
-
-@pytest.mark.slow
-def test_a_quick_profile_writes_its_files(plain_only, tmp_path, capsys):
-    assert main(["benchmark", "--quick", "--profile", "--steps", "5", "--out", str(tmp_path)]) == 0
-    assert "sampling" in capsys.readouterr().out
-    profiles = json.loads((tmp_path / "profile.json").read_text())["profiles"]
-    assert {EAGER, SB3} == {profile["competitor"] for profile in profiles}
-    assert benchmark.QUICK in (tmp_path / "profile.md").read_text()

@@ -28,7 +28,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sb3_simple_ddpg.benchmark import report
-from sb3_simple_ddpg.benchmark import worker as benchmark_worker
 from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, FLOOR, SB3, SBX, WorkerProcess
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 QUICK = "quick, not for publication"
-FILES = tuple(f"{mode}.{ending}" for mode in ("benchmark", "scaling", "profile") for ending in ("json", "md", "png"))
+FILES = tuple(f"{mode}.{ending}" for mode in ("benchmark", "scaling") for ending in ("json", "md", "png"))
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class Measurement:
 
 
 class Worker(Protocol):
-    """A competitor that answers; `benchmark_worker.Competitor` lists the commands."""
+    """A competitor that answers; `worker.Competitor` lists the commands."""
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]: ...  # noqa: ANN401 - whatever JSON holds
     def close(self) -> None: ...
@@ -382,51 +381,6 @@ def run_scaling(settings: Settings, folder: Path, console: "Console") -> None:
     versions = {name: row["versions"] for name, row in points[0]["competitors"].items() if row["versions"]}
     _tell("scaling", report.COLUMNS, lines, _notes(settings, versions, {}), folder, console)
     _save(folder / "scaling.png", report.draw_scaling, points, settings)
-
-
-def run_profile(workloads: list[Workload], settings: Settings, folder: Path, console: "Console") -> None:
-    """
-    Show where a step's time goes, for SimpleDDPG, compiled too, and SB3's DDPG; write profile.json and profile.md.
-
-    The clock around the parts adds some microseconds a step: for speed use the table.
-
-    :param workloads: from `choose_workloads`
-    :param settings: of the run
-    :param folder: to write, which exists
-    :param console: to print on
-    """
-    records, lines = [], []
-    skipped: dict[str, str] = {}
-    parts = benchmark_worker.PARTS
-    for workload in workloads:
-        if workload.measures == "predict":
-            continue
-        if (obstacle := workload.obstacle()) is not None:
-            skipped[workload.title] = obstacle
-            continue
-        console.print(f"Profiling {workload.title} ...")
-        for name in workload.competitors:
-            if name == SBX:
-                continue
-            steps = (settings.steps or (20 if settings.quick else 500)) * workload.n_envs
-            worker = WorkerProcess(sys.executable, {**asdict(workload), "kind": name})
-            try:
-                worker.ask("prepare")
-                profile = worker.ask("profile", amount=steps)
-            except RuntimeError as error:
-                lines.append([workload.title, name, f"missing: {error}", *["-"] * len(parts)])
-                continue
-            finally:
-                worker.close()
-            records.append({**asdict(workload), "competitor": name, **profile})
-            shares = [profile["parts"].get(part, 0.0) for part in parts]
-            texts = [f"{1e3 * s / profile['count']:.3f} ({s / profile['s']:.0%})" if s else "-" for s in shares]
-            lines.append([workload.title, name, f"{1e3 * profile['s'] / profile['count']:.3f}", *texts])
-    _write_json(folder / "profile.json", settings, {"profiles": records})
-    notes = ["Milliseconds a step of one environment, and the share of the whole, with the clock's own time in them."]
-    notes += [QUICK] if settings.quick else []
-    notes += [f"{title} was skipped: {reason}" for title, reason in skipped.items()]
-    _tell("profile", ("workload", "competitor", "whole", *parts), lines, notes, folder, console)
 
 
 def _tell(

@@ -11,15 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from importlib import metadata
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 EAGER, COMPILED, SB3, SBX, FLOOR = "SimpleDDPG", "SimpleDDPG compiled", "SB3 DDPG", "SBX DDPG", "floor"
-PARTS = ("environment", "collecting", "sampling", "critic", "actor", "targets", "optimizer", "compiled update", "rest")
 
 
 class Competitor:
@@ -98,37 +94,6 @@ class Competitor:
         seconds = time.perf_counter() - start
         train_seconds = sum(self.train_seconds)
         return {"s": seconds, "count": count, "train_s": train_seconds, "gradient_steps": self.gradient_steps}
-
-    def profile(self, amount: int) -> dict[str, Any]:
-        """
-        Run `learn` with a clock around its parts; the clock itself adds some microseconds a step.
-
-        :param amount: number of environment steps
-        :return: `s`, seconds of the whole; `parts`, seconds of each of PARTS, which add up to it; `count`, steps
-        """
-        clock, model, kind = _Clock(), self.model, self.job["kind"]
-        updates = "compiled update" if kind == COMPILED else "rest"
-        clock.wrap(model, "collect_rollouts", "collecting")
-        clock.wrap(model.env, "step", "environment")
-        clock.wrap(model, "train", updates)
-        after_sampling = "critic" if updates == "rest" else updates
-        clock.wrap(model.replay_buffer, "sample", "sampling", after_sampling)
-        module = _module(kind)
-        for name, value in list(vars(module).items()):
-            if getattr(value, "__module__", None) == "sb3_simple_ddpg.speed.sampling":
-                clock.wrap(module, name, "sampling", after_sampling)
-            if name in ("soft_update", "polyak_update") and updates == "rest":
-                clock.wrap(module, name, "targets")
-        if updates == "rest":  # a wrapper inside a compiled function would change what is compiled
-            clock.wrap(model.critic.optimizer, "step", "optimizer", "actor")
-            clock.wrap(model.actor.optimizer, "step", "optimizer", "rest")
-        try:
-            clock.start()
-            count = self._run_learn(amount)
-            clock.stop()
-        finally:
-            clock.restore()
-        return {"s": sum(clock.seconds.values()), "count": count, "parts": dict(clock.seconds)}
 
     def memory(self) -> dict[str, Any]:
         """
@@ -274,60 +239,6 @@ class WorkerProcess:
             pass  # `ask` will find no answer, and say why
 
 
-class _Clock:
-    """Seconds by part. What runs inside another part counts for the inner one alone, so that all add up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._open = ["rest"]
-        self._undo: list[Callable[[], None]] = []
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def stop(self) -> None:
-        """Charge the time since the last event to the part that is running."""
-        now = time.perf_counter()
-        self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-
-    def wrap(self, owner: Any, name: str, part: str, then: str | None = None) -> None:  # noqa: ANN401 - object or module
-        """Count calls of `owner.name` for `part`; what its caller does after them, for `then`."""
-        inner, own = getattr(owner, name), name in vars(owner)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - those of the wrapped function
-            self.stop()
-            self._open.append(part)
-            try:
-                result = inner(*args, **kwargs)
-            finally:
-                self.stop()
-                self._open.pop()
-            if isinstance(result, Iterator):  # its work is done as it is asked for its items
-                return self._each(result, part, then)
-            self._open[-1] = then or self._open[-1]
-            return result
-
-        setattr(owner, name, timed)
-        self._undo.append(lambda: setattr(owner, name, inner) if own else delattr(owner, name))
-
-    def _each(self, items: Iterator[Any], part: str, then: str | None) -> Iterator[Any]:
-        while True:
-            self.stop()
-            self._open.append(part)
-            item = next(items, self)
-            self.stop()
-            self._open.pop()
-            if item is self:
-                return
-            self._open[-1] = then or self._open[-1]
-            yield item
-
-    def restore(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
-
-
 def _product(rows: int, inner: int, columns: int) -> tuple[Any, Any, Any]:
     """The two factors of one hidden layer's product, (B, h1) and (h1, h2), and where the result goes, (B, h2)."""
     import torch as th
@@ -353,11 +264,6 @@ def _pin(threads: int) -> None:
         cores = sorted(os.sched_getaffinity(0))[-threads:]
         for task in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(task), cores)
-
-
-def _module(kind: str) -> ModuleType:
-    """Where `train` looks up its functions."""
-    return importlib.import_module("stable_baselines3.td3.td3" if kind == SB3 else "sb3_simple_ddpg.simple_ddpg")
 
 
 def _versions(kind: str) -> dict[str, str]:

@@ -292,7 +292,6 @@ def benchmark(
     sbx_python: Path | None = None,
     compile_times: bool = True,
     scaling: bool = False,
-    profile: bool = False,
     latency: bool = False,
     quick: bool = False,
     out: Path | None = None,
@@ -309,7 +308,6 @@ def benchmark(
     :param sbx_python: interpreter of an environment that holds SBX, where this one does not
     :param compile_times: compile with an empty cache, and again from what that left
     :param scaling: instead of the workloads: update time as batch, buffer, environments and width grow
-    :param profile: instead of the speed: where a step's time goes
     :param latency: instead of the speed: how long one action takes, by `predict` and from exported files
     :param quick: everything small, to see that it runs; the numbers mean nothing
     :param out: folder to write; runs/benchmark-<date-time> without it
@@ -320,12 +318,10 @@ def benchmark(
 
     from sb3_simple_ddpg.benchmark import benchmark as bench
 
-    if scaling and (profile or workloads or threads is not None):
-        raise ValueError("--scaling has workloads of its own: leave out --profile, --workloads and --threads.")
-    if latency and (scaling or profile or workloads or threads is not None):
-        raise ValueError(
-            "--latency has policies of its own: leave out --scaling, --profile, --workloads and --threads."
-        )
+    if scaling and (workloads or threads is not None):
+        raise ValueError("--scaling has workloads of its own: leave out --workloads and --threads.")
+    if latency and (scaling or workloads or threads is not None):
+        raise ValueError("--latency has policies of its own: leave out --scaling, --workloads and --threads.")
     chosen = bench.choose_workloads(workloads, threads, quick)
     settings = bench.Settings(
         repeats=(2 if quick else 7) if repeats is None else repeats,
@@ -344,8 +340,6 @@ def benchmark(
         from sb3_simple_ddpg.benchmark.latency import run_latency
 
         run_latency(settings, folder, console)
-    elif profile:
-        bench.run_profile(chosen, settings, folder, console)
     else:
         bench.run_table(chosen, settings, folder, console)
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -19,6 +19,7 @@ from sb3_simple_ddpg.benchmark.benchmark import Measurement, Settings, Workload
 from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, FLOOR, SB3, SBX, Competitor, WorkerProcess
 from sb3_simple_ddpg.command_line import cli
 from sb3_simple_ddpg.command_line.cli import main
+from tests.long import scaling
 
 TINY = Workload("tiny", "Tiny", "tests.environments:TestEndless-v0", (5, 7), 4, buffer_size=300, learning_starts=5)
 HERE = Path(__file__).parent.parent
@@ -240,33 +241,7 @@ def test_pictures_show_ratios_and_costs():
     assert [bar.get_height() for bar in speed.patches] == [2.5, 1.0]
     assert [text.get_text() for text in speed.get_legend().get_texts()] == [EAGER, SB3]
     assert [label.get_text() for label in cost.get_xticklabels()] == ["Tiny,\n[64, 64],\nmore"]
-    points = [{"axis": "width", "size": size, "competitors": rows["Tiny, [64, 64], more"]} for size in (64, 128)]
-    panel = benchmark_report.draw_scaling(points, "quick").axes[0]
-    assert {line.get_label(): list(line.get_ydata()) for line in panel.lines} == {
-        EAGER: pytest.approx([6.0, 6.0]),
-        SB3: pytest.approx([12.0, 12.0]),
-        "floor: ten products": pytest.approx([3.0, 3.0]),
-    }
     plt.close("all")
-
-
-def test_scaling_writes_every_size_of_every_axis(tmp_path, monkeypatch):
-    measured = []
-
-    def measure(workload, settings, competitors):
-        measured.append((workload, competitors))
-        return some_results()
-
-    monkeypatch.setattr(benchmark, "measure", measure)
-    benchmark.run_scaling(Settings(), tmp_path, Console(quiet=True))
-    points = json.loads((tmp_path / "scaling.json").read_text())["points"]
-    assert [(point["axis"], point["size"]) for point in points][-1] == ("width", 1024)
-    assert len(points) == len(measured) == 8 + 5 + 4 + 5
-    assert {workload.batch_size for workload, _ in measured} == {32, 64, 128, 256, 512, 1024, 2048, 4096}
-    assert max(workload.buffer_size for workload, _ in measured if workload.filled) == 1_000_000
-    assert {workload.n_envs for workload, _ in measured if workload.gradient_steps == 0} == {1, 4, 16, 64}
-    assert all(SBX not in competitors for _, competitors in measured)
-    assert {path.name for path in tmp_path.iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}
 
 
 def test_table_leaves_out_what_cannot_run_and_says_why(tmp_path, monkeypatch):
@@ -309,7 +284,6 @@ def test_threads_replace_each_workloads_own():
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--sbx-python", "/nowhere/python"], "--sbx-python /nowhere/python cannot be run"),
         (["--sbx-python", sys.executable], "has no SBX: run"),
-        (["--scaling", "--workloads", "collect"], "leave out --workloads and --threads"),
     ],
 )
 def test_mistakes_are_refused_with_nothing_written(args, message, tmp_path, capsys):
@@ -373,3 +347,34 @@ def test_a_quick_run_writes_every_file_and_marks_it(plain_only, tmp_path, capsys
         assert workload["competitors"][name]["peak_mib"] > 50
         assert workload["competitors"][name]["versions"]["torch"] == version("torch")
     assert "--sbx-python" in workload["competitors"][SBX]["missing"]
+
+
+def test_scaling_draws_costs_against_the_floor():
+    rows = benchmark.summarize(some_results())
+    points = [{"axis": "width", "size": size, "competitors": rows} for size in (64, 128)]
+    panel = scaling.draw_scaling(points, "quick").axes[0]
+    assert {line.get_label(): list(line.get_ydata()) for line in panel.lines} == {
+        EAGER: pytest.approx([6.0, 6.0]),
+        SB3: pytest.approx([12.0, 12.0]),
+        "floor: ten products": pytest.approx([3.0, 3.0]),
+    }
+    plt.close("all")
+
+
+def test_scaling_writes_every_size_of_every_axis(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(workload, settings, competitors):
+        measured.append((workload, competitors))
+        return some_results()
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    scaling.run(Settings(), tmp_path, Console(quiet=True))
+    points = json.loads((tmp_path / "scaling.json").read_text())["points"]
+    assert [(point["axis"], point["size"]) for point in points][-1] == ("width", 1024)
+    assert len(points) == len(measured) == 8 + 5 + 4 + 5
+    assert {workload.batch_size for workload, _ in measured} == {32, 64, 128, 256, 512, 1024, 2048, 4096}
+    assert max(workload.buffer_size for workload, _ in measured if workload.filled) == 1_000_000
+    assert {workload.n_envs for workload, _ in measured if workload.gradient_steps == 0} == {1, 4, 16, 64}
+    assert all(SBX not in competitors for _, competitors in measured)
+    assert {path.name for path in tmp_path.iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}

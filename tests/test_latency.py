@@ -1,20 +1,19 @@
-"""The latency mode of the benchmark: everybody answers the same, in turns. Not here: figures (docs/export.md)."""
+"""`tests/long/latency.py`: everybody answers the same, in turns. Not here: figures (docs/export.md)."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from sb3_simple_ddpg.benchmark import benchmark
-from sb3_simple_ddpg.benchmark import latency as benchmark_latency
-from sb3_simple_ddpg.benchmark.latency import LOADED, ONNX, OURS, SB3, Policy
-from sb3_simple_ddpg.command_line.cli import main
+from tests.long import latency
+from tests.long.latency import LOADED, ONNX, OURS, SB3, Policy
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_all_four_give_the_same_action_for_the_same_raw_observation(normalize: bool, tmp_path):
-    by_name = benchmark_latency.answers(Policy("", (8,), normalize), tmp_path)
+    by_name = latency.answers(Policy("", (8,), normalize), tmp_path)
     assert list(by_name) == [SB3, OURS, LOADED, ONNX]
     expected = by_name[SB3]()
     assert expected.shape == (1,)
@@ -33,32 +32,21 @@ def test_each_repeat_begins_with_another_one_and_answers_are_compared_first():
         return call
 
     settings = benchmark.Settings(repeats=2, steps=1, quick=True)
-    found = benchmark_latency.measure({SB3: answer(SB3, 1.0), ONNX: answer(ONNX, 1.0)}, settings)
+    found = latency.measure({SB3: answer(SB3, 1.0), ONNX: answer(ONNX, 1.0)}, settings)
     assert calls[-4:] == [SB3, ONNX, ONNX, SB3]
     assert {name: len(values) for name, values in found.items()} == {SB3: 2, ONNX: 2}
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        benchmark_latency.measure({SB3: answer(SB3, 1.0), ONNX: answer(ONNX, 1.001)}, settings)
+        latency.measure({SB3: answer(SB3, 1.0), ONNX: answer(ONNX, 1.001)}, settings)
 
 
-def test_latency_mode_writes_table_and_json_with_ratios_repeat_by_repeat(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark_latency, "POLICIES", benchmark_latency.POLICIES[:1])
-    out = tmp_path / "latency"
-    assert main(["benchmark", "--latency", "--quick", "--steps", "5", "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {"latency.json", "latency.md"}
-    written = json.loads((out / "latency.json").read_text())
+def test_it_writes_table_and_json_with_ratios_repeat_by_repeat(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(latency, "POLICIES", latency.POLICIES[:1])
+    latency.run_latency(benchmark.Settings(repeats=2, steps=5, quick=True), tmp_path, Console(width=200))
+    assert {path.name for path in tmp_path.iterdir()} == {"latency.json", "latency.md"}
+    written = json.loads((tmp_path / "latency.json").read_text())
     rows = written["policies"][0]["rows"]
     ratios = [theirs / own for own, theirs in zip(rows[ONNX]["repeats"], rows[SB3]["repeats"], strict=True)]
     assert rows[ONNX]["ratio"][1:] == [min(ratios), max(ratios)]
     assert rows[SB3]["ratio"] == [1.0, 1.0, 1.0]
-    assert "| Pendulum, [64, 64] | ONNX file, onnxruntime |" in (out / "latency.md").read_text()
+    assert "| Pendulum, [64, 64] | ONNX file, onnxruntime |" in (tmp_path / "latency.md").read_text()
     assert "times as fast as SB3" in capsys.readouterr().out
-
-
-def test_latency_mode_takes_no_workloads_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
-    out = ["--out", str(tmp_path / "latency")]
-    assert main(["benchmark", "--latency", "--scaling", *out]) == 2
-    assert main(["benchmark", "--latency", "--threads", "2", *out]) == 2
-    assert capsys.readouterr().err.count("--latency has policies of its own") == 2
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert main(["benchmark", "--latency", "--quick", *out]) == 2
-    assert 'pip install "sb3-simple-ddpg[export]"' in capsys.readouterr().err

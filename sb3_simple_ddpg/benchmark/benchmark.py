@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 QUICK = "quick, not for publication"
-FILES = tuple(f"{mode}.{ending}" for mode in ("benchmark", "scaling") for ending in ("json", "md", "png"))
+FILES = tuple(f"benchmark.{ending}" for ending in ("json", "md", "png"))
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,6 @@ WORKLOADS = (
     Workload("collect", "Pendulum, [64, 64], collecting alone", gradient_steps=0),
     Workload("predict", "Pendulum, [64, 64], predict (calls)", gradient_steps=0, measures="predict"),
 )
-_BASE = Workload("scaling", "", net_arch=(256, 256))
-#: What grows in the scaling mode, how far, and the workload at each size.
-AXES: dict[str, tuple[tuple[int, ...], Callable[[int], Workload]]] = {
-    "batch size": ((32, 64, 128, 256, 512, 1024, 2048, 4096), lambda size: replace(_BASE, batch_size=size)),
-    "buffer size": (
-        (10_000, 30_000, 100_000, 300_000, 1_000_000),
-        lambda size: replace(_BASE, buffer_size=size, filled=True),
-    ),
-    "environments": ((1, 4, 16, 64), lambda size: replace(_BASE, n_envs=size, gradient_steps=0)),
-    "width": ((64, 128, 256, 512, 1024), lambda size: replace(_BASE, net_arch=(size, size))),
-}
 
 
 @dataclass
@@ -358,29 +347,6 @@ def run_table(workloads: list[Workload], settings: Settings, folder: Path, conso
     _tell("benchmark", report.COLUMNS, lines, _notes(settings, versions, skipped), folder, console)
     if rows:
         _save(folder / "benchmark.png", report.draw_table, rows, settings)
-
-
-def run_scaling(settings: Settings, folder: Path, console: "Console") -> None:
-    """
-    Measure the cost of an update (of a step, where environments grow) as the work grows; write scaling.json, .md, .png.
-
-    :param settings: of the run
-    :param folder: to write, which exists
-    :param console: to print on
-    """
-    points: list[dict[str, Any]] = []
-    for axis, (sizes, make_workload) in AXES.items():
-        for size in sizes[:2] if settings.quick else sizes:
-            console.print(f"Measuring {axis} {size} ...")
-            workload = make_workload(size)
-            competitors = tuple(name for name in workload.competitors if name != SBX)
-            rows = summarize(measure(workload, settings, competitors))
-            points.append({"axis": axis, "size": size, "competitors": rows})
-            _write_json(folder / "scaling.json", settings, {"points": points})
-    lines = [line for each in points for line in report.cells(f"{each['axis']} {each['size']}", each["competitors"])]
-    versions = {name: row["versions"] for name, row in points[0]["competitors"].items() if row["versions"]}
-    _tell("scaling", report.COLUMNS, lines, _notes(settings, versions, {}), folder, console)
-    _save(folder / "scaling.png", report.draw_scaling, points, settings)
 
 
 def _tell(

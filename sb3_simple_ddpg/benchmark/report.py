@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, SB3, SBX
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Colour and hatching of each competitor's bars, which can be told apart in grey too, and its mark.
@@ -141,53 +140,3 @@ def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None 
 
 def _whiskers(spread: list[float]) -> list[list[float]]:
     return [[spread[0] - spread[1]], [spread[2] - spread[0]]]
-
-
-def draw_scaling(points: list[dict[str, Any]], title: str | None = None) -> "Figure":
-    """
-    A panel for each thing that grows: milliseconds against size, both logarithmic, with the floor.
-
-    :param points: what `run_scaling` writes
-    :param title: of the picture
-    :return: the figure
-    """
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
-    axes = list(dict.fromkeys(point["axis"] for point in points))
-    for panel, axis in zip(panels.flat, axes, strict=False):
-        of_axis = [point for point in points if point["axis"] == axis]
-        for name, (colour, _, mark) in _LOOKS.items():
-            _line(panel, of_axis, name, "cost_ms", name, marker=mark, color=colour, markeredgecolor="0.2")
-        environments = axis == "environments"
-        floor = "floor: the environments alone" if environments else "floor: ten products"
-        _line(panel, of_axis, SB3, "floor_ms", floor, linestyle="--", color="0.1")
-        what = "ms for a step of one environment" if environments else "ms for an update"
-        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=what)
-        panel.minorticks_off()
-        panel.set_xticks(*[[point["size"] for point in of_axis]] * 2)
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
-    figure.suptitle(title or "")
-    return figure
-
-
-def _line(
-    panel: "Axes",
-    points: list[dict[str, Any]],
-    competitor: str,
-    key: str,
-    label: str,
-    **style: Any,  # noqa: ANN401
-) -> None:
-    """One line with its range; nothing where a competitor is missing."""
-    drawn = [
-        (point["size"], *point["competitors"][competitor][key])
-        for point in points
-        if competitor in point["competitors"] and point["competitors"][competitor][key]
-    ]
-    if drawn:
-        sizes, middles, lows, highs = zip(*drawn, strict=True)
-        panel.plot(sizes, middles, label=label, markersize=5, **style)
-        panel.fill_between(sizes, lows, highs, color=style["color"], alpha=0.15)

@@ -291,8 +291,6 @@ def benchmark(
     threads: int | None = None,
     sbx_python: Path | None = None,
     compile_times: bool = True,
-    scaling: bool = False,
-    latency: bool = False,
     quick: bool = False,
     out: Path | None = None,
     overwrite: bool = False,
@@ -307,8 +305,6 @@ def benchmark(
     :param threads: of every workload, instead of its own number
     :param sbx_python: interpreter of an environment that holds SBX, where this one does not
     :param compile_times: compile with an empty cache, and again from what that left
-    :param scaling: instead of the workloads: update time as batch, buffer, environments and width grow
-    :param latency: instead of the speed: how long one action takes, by `predict` and from exported files
     :param quick: everything small, to see that it runs; the numbers mean nothing
     :param out: folder to write; runs/benchmark-<date-time> without it
     :param overwrite: replace the files of an earlier benchmark in a folder that is not empty
@@ -318,30 +314,19 @@ def benchmark(
 
     from sb3_simple_ddpg.benchmark import benchmark as bench
 
-    if scaling and (workloads or threads is not None):
-        raise ValueError("--scaling has workloads of its own: leave out --workloads and --threads.")
-    if latency and (scaling or workloads or threads is not None):
-        raise ValueError("--latency has policies of its own: leave out --scaling, --workloads and --threads.")
     chosen = bench.choose_workloads(workloads, threads, quick)
     settings = bench.Settings(
         repeats=(2 if quick else 7) if repeats is None else repeats,
         steps=steps,
-        target_s=0.1 if quick else 0.5 if scaling else 2.0,
+        target_s=0.1 if quick else 2.0,
         sbx_python=bench.find_sbx(sbx_python),
-        compile_times=compile_times and not quick and not scaling,
+        compile_times=compile_times and not quick,
         quick=quick,
     )
     folder = _choose_folder(out, "benchmark", overwrite)
-    _prepare_folder(folder, (*bench.FILES, "latency.json", "latency.md"))
+    _prepare_folder(folder, bench.FILES)
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    if scaling:
-        bench.run_scaling(settings, folder, console)
-    elif latency:
-        from sb3_simple_ddpg.benchmark.latency import run_latency
-
-        run_latency(settings, folder, console)
-    else:
-        bench.run_table(chosen, settings, folder, console)
+    bench.run_table(chosen, settings, folder, console)
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 

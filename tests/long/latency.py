@@ -1,21 +1,25 @@
 """How long one action takes: SB3's `predict`, ours, and the two kinds of exported file, on one core, one observation.
 
-Not here: the speed of learning (`benchmark.py`), whose settings, turns and tables these are.
+Not here: the speed of learning (`sb3_simple_ddpg/benchmark`), whose settings, turns and tables these are.
 
 All four hold the same weights and answer the same observation, from raw observation to environment action: where
 VecNormalize is used, `predict` comes after `normalize_obs`. Before anything counts, the answers are compared.
+
+    python -m tests.long.latency --out runs/latency
 """
 
+import argparse
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch as th
+from rich.console import Console
 from stable_baselines3 import DDPG
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -26,9 +30,6 @@ from sb3_simple_ddpg.benchmark.benchmark import Settings
 from sb3_simple_ddpg.export.files import export_onnx, load_policy, save_policy
 from sb3_simple_ddpg.export.source import Array, optional_library
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FILES = ("latency.json", "latency.md")
 SB3, OURS, LOADED, ONNX = "SB3 predict", "SimpleDDPG predict", "load_policy", "ONNX file, onnxruntime"
@@ -119,7 +120,7 @@ def _time(answer: Answer, calls: int) -> float:
     return 1e6 * (time.perf_counter() - start) / calls
 
 
-def run_latency(settings: Settings, folder: Path, console: "Console") -> None:
+def run_latency(settings: Settings, folder: Path, console: Console) -> None:
     """
     Measure, print, and write latency.json and latency.md.
 
@@ -163,3 +164,12 @@ def _row(values: list[float], reference: list[float]) -> dict[str, list[float] |
 def _keep_on(cores: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("runs/latency"))
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    run_latency(Settings(chosen.repeats), chosen.out, Console(width=200))

@@ -23,7 +23,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_simple_ddpg import SimpleDDPG, presets
-from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.command_line import options
 from sb3_simple_ddpg.command_line.cli import main
 from sb3_simple_ddpg.experiment import plotting, runs
 from sb3_simple_ddpg.export import load_policy
@@ -164,7 +164,7 @@ def test_arguments_of_the_environment_are_those_of_training_resume_and_evaluatio
 
 def test_values_of_the_environment_s_arguments_come_back_as_they_were_typed(tmp_path):
     typed = ["a=(1, 2)", "b=None", "c=True", "d=fast", "e='1'", "f={'x': (3,)}", "g=-1e-3", "h=a=b"]
-    kwargs = cli._env_kwargs([tuple(typed)], "E-v0")
+    kwargs = options.env_kwargs_of([tuple(typed)], "E-v0")
     assert kwargs == {
         "a": (1, 2), "b": None, "c": True, "d": "fast", "e": "1", "f": {"x": (3,)}, "g": -1e-3, "h": "a=b",
     }  # fmt: skip
@@ -295,7 +295,7 @@ def test_set_takes_literals_classes_and_repeats(tmp_path):
 )
 def test_a_class_is_set_by_module_and_name_or_where_it_is_known_by_its_name(typed, expected):
     arguments: dict = {}
-    cli._assign(arguments, typed)
+    options.assign_setting(arguments, typed)
     (value,) = arguments.values()
     assert (next(iter(value.values())) if isinstance(value, dict) else value) is expected
 

@@ -8,19 +8,24 @@ OLDEST_SB3 := $(shell sed -n 's/.*"stable-baselines3>=\([0-9.]*\),.*/\1/p' pypro
 OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 OLDEST_GYMNASIUM := $(shell sed -n 's/.*"gymnasium\[classic-control\]>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-fast sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest test-oldest
+.PHONY: demo test test-fast test-long sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest test-oldest
 .PHONY: crash-test fuzz soak docs notebooks agents study
 .PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
 	$(BIN)/simple-ddpg train
 
-# A file stays in one process; two of them, since two cores have to do.
+# Two processes, since two cores have to do; they steal tests from each other at the end.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" \
+		--cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+# What takes a minute or more for one claim: kills, memory, simulations, compiled code of drawn settings, notebooks.
+test-long: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 # The README's table of speeds; SBX, where it is installed: SBX_PYTHON=path of the Python of its environment.
 benchmark: $(VENV)/installed-dev
@@ -101,8 +106,9 @@ format: $(VENV)/installed-dev
 typecheck: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-# Both packages, the wheel out of the sdist; then the wheel alone in a fresh environment and another folder.
-dist: $(VENV)/installed-release
+# After the long tests both packages, the wheel out of the sdist; then the wheel alone in a fresh environment and another
+# folder.
+dist: test-long $(VENV)/installed-release
 	rm -rf build dist
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*

@@ -1,8 +1,13 @@
 """What every test shares: one thread, no display. Not here: environments (`environments.py`)."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import matplotlib
 import pytest
 import torch as th
+
+from sb3_simple_ddpg.speed import torch_private
 
 matplotlib.use("Agg")
 
@@ -13,18 +18,48 @@ def one_thread() -> None:
     th.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once() -> Iterator[None]:
+    """
+    A graph that an earlier test of this process has compiled is not compiled again: that takes 20 seconds.
+
+    Two graphs are the same where their operations and the layouts of all their values are. A test that is about
+    compiling itself takes the fixture `compiler_itself`.
+    """
+    compile_graph, known = torch_private.compile_graph, {}
+
+    def remembered(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Any:
+        layouts = [(node.name, str(node.target), repr(node.meta.get("val"))) for node in graph.graph.nodes]
+        strides = [(each.dtype, each.device, each.shape, each.stride()) for each in inputs]
+        key = graph.code, repr(layouts), repr(strides), th.get_num_threads()
+        if key not in known or any(isinstance(value, th.Tensor) for value in vars(graph).values()):
+            known[key] = compile_graph(graph, inputs)
+        return known[key]
+
+    remembered.itself = compile_graph  # type: ignore[attr-defined]
+    torch_private.compile_graph = remembered
+    yield
+    torch_private.compile_graph = compile_graph
+
+
+@pytest.fixture
+def compiler_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is remembered."""
+    monkeypatch.setattr(torch_private, "compile_graph", torch_private.compile_graph.itself)
+
+
 @pytest.fixture
 def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of each compiled function that is called on a model; those of a rehearsal are not counted."""
     from sb3_simple_ddpg.speed import compiled
 
     calls: list[str] = []
-    for kind in (compiled._WholeUpdate, compiled._GradientsAlone):
+    call = compiled._CompiledUpdate.__call__
 
-        def counted(self, batch, call=kind.__call__):
-            if self.give_up is not compiled._raise:
-                calls.append(type(self).__name__)
-            return call(self, batch)
+    def counted(self, batch):
+        if self.give_up is not compiled._raise:
+            calls.append(type(self).__name__)
+        return call(self, batch)
 
-        monkeypatch.setattr(kind, "__call__", counted)
+    monkeypatch.setattr(compiled._CompiledUpdate, "__call__", counted)
     return calls

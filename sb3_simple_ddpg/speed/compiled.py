@@ -62,8 +62,8 @@ class _Kind(NamedTuple):
     structure: object
     #: Names of the weights that learn, of actor and critic.
     learning: tuple[tuple[str, ...], tuple[str, ...]]
-    #: Whether Adam and the soft updates are part of it; otherwise losses and gradients alone.
-    whole: bool
+    #: Whether gradients are clipped.
+    clipped: bool
 
 
 class CompiledUpdates:
@@ -72,7 +72,7 @@ class CompiledUpdates:
     def __init__(self) -> None:
         self.seconds = 0.0  # spent compiling
         self.failure: str | None = None  # why the last update was a plain one, where somebody has to be told
-        self._functions: OrderedDict[object, tuple[Compiled, ...]] = OrderedDict()
+        self._functions: OrderedDict[object, Compiled] = OrderedDict()
         self._unsuitable: dict[object, str] = {}
         self._disagreements: Counter[object] = Counter()
         self._waited: Counter[object] = Counter()
@@ -103,17 +103,19 @@ class CompiledUpdates:
                 return model._update
         if not inputs.ready or not 0.0 <= model.tau <= 1.0:
             return model._update  # which creates the optimizers' states, or says what is wrong with tau
+        if inputs.unfit:
+            return self._go_plainly(model, inputs.unfit)
         key = inputs.kind, inputs.layout, _layout_of_batch(batch)
-        functions = self._functions.get(key)
-        if functions is None:
-            functions = self._compile_when_it_pays(model, inputs, batch, key)
-            if functions is None:
+        function = self._functions.get(key)
+        if function is None:
+            function = self._compile_when_it_pays(model, inputs, batch, key)
+            if function is None:
                 return model._update
         self._functions.move_to_end(key)
         self.failure = None
         if any(own[0].grad is not None for own in inputs.learning if own):  # an earlier update was a plain one
             _forget_gradients(inputs.learning)
-        return inputs.update(model, functions, partial(self._give_up, model, key))
+        return _CompiledUpdate(inputs, model, function, partial(self._give_up, model, key))
 
     def _collect(self, model: "Agent", networks: Networks, batch: ReplayBufferSamples) -> "_Inputs | None":
         """The inputs of compiled code; None where the plain path has to go on."""
@@ -138,7 +140,7 @@ class CompiledUpdates:
 
     def _compile_when_it_pays(
         self, model: "Agent", inputs: "_Inputs", batch: ReplayBufferSamples, key: object
-    ) -> tuple[Compiled, ...] | None:
+    ) -> Compiled | None:
         if key in self._unsuitable:
             self._go_plainly(model, self._unsuitable[key])
             return None
@@ -149,7 +151,7 @@ class CompiledUpdates:
                 model.logger.info(f"Plain updates of another kind; compiled after {PATIENCE} of them.")
             return None
         try:
-            functions = self._compile(model, inputs, batch)
+            function = self._compile(model, inputs, batch)
         except NotFinite:
             return None
         except Disagreement as error:
@@ -160,27 +162,27 @@ class CompiledUpdates:
         except Exception as error:  # whatever the compiler stumbles over, the plain path is there
             self._give_up(model, key, error)
             return None
-        self._functions[key] = functions
+        self._functions[key] = function
         if len(self._functions) > MOST_FUNCTIONS:
             self._functions.popitem(last=False)
-        return functions
+        return function
 
-    def _compile(self, model: "Agent", inputs: "_Inputs", batch: ReplayBufferSamples) -> tuple[Compiled, ...]:
+    def _compile(self, model: "Agent", inputs: "_Inputs", batch: ReplayBufferSamples) -> Compiled:
         rehearsal = Rehearsal(model, batch)
         fast = rehearsal.fast
-        fast_inputs = _Inputs(fast, fast._networks.look_closely(fast), rehearsal.learning, inputs.kind.whole)
-        if (fast_inputs.layout, fast_inputs.kind[1:]) != (inputs.layout, inputs.kind[1:]):
+        fast_inputs = _Inputs(fast, fast._networks.look_closely(fast), rehearsal.learning)
+        if (fast_inputs.layout, fast_inputs.kind.learning) != (inputs.layout, inputs.kind.learning):
             # Compiled code does not look at the layout again, and would read and write beside the tensors.
             raise Unsuitable("weights or optimizer states lie in memory in an order that a copy does not have")
         started = time.perf_counter()
         # PyTorch's compiler warns of PyTorch's own parts.
         with warnings.catch_warnings(action="ignore"), rehearsal.streams_kept():
-            functions = fast_inputs.compile(fast, batch)
+            function = fast_inputs.compile(fast, batch)
         self.seconds += time.perf_counter() - started
         model.logger.info(f"Compiled the update ({self.seconds:.1f} s so far).")
         with rehearsal.streams_kept():
-            rehearsal.compare(fast_inputs.update(fast, functions, _raise)(rehearsal.batch()))
-        return functions
+            rehearsal.compare(_CompiledUpdate(fast_inputs, fast, function, _raise)(rehearsal.batch()))
+        return function
 
     def _give_up(self, model: "Agent", key: object, error: Exception) -> None:
         self._functions.pop(key, None)
@@ -204,12 +206,9 @@ class _Inputs:
     :param model: the algorithm
     :param networks: its networks of now
     :param learning: names of the weights that have a gradient, of actor and critic
-    :param may_be_whole: False: losses and gradients alone, whatever the optimizers are
     """
 
-    def __init__(
-        self, model: "Agent", networks: Networks, learning: list[list[str]], may_be_whole: bool = True
-    ) -> None:
+    def __init__(self, model: "Agent", networks: Networks, learning: list[list[str]]) -> None:
         roots = [getattr(model, role) for role in ROLES]
         self.named = tuple(dict([*root.named_parameters(), *root.named_buffers()]) for root in roots)
         self.optimizers = model.actor.optimizer, model.critic.optimizer
@@ -220,8 +219,6 @@ class _Inputs:
         self._holders += [group["params"] for group in self._groups]
         self._holders += [state for optimizer in self.optimizers for state in optimizer.state.values()]
         self._held = gc.get_referents(*self._holders)
-        self._whole = _adams_are_plain(model)
-        whole = self._whole and may_be_whole
         of_optimizer = {weight for group in self._groups for weight in group["params"]}
         names = [
             [n for n in names if named[n] in of_optimizer] for names, named in zip(learning, self.named, strict=False)
@@ -231,27 +228,26 @@ class _Inputs:
             [optimizer.state.get(weight) for weight in weights]
             for optimizer, weights in zip(self.optimizers, self.learning, strict=True)
         ]
-        self.ready = not whole or all(state for own in states for state in own)
-        self.moments: list[list[Tensors]] = []
-        if whole and self.ready:
-            self.moments = [[[state[name] for name in _MOMENTS] for state in own if state] for own in states]
+        self.ready = all(state for own in states for state in own)
+        self.moments = [[[state[name] for name in _MOMENTS] for state in own if state] for own in states]
         self.leaves: Tensors = tree_leaves((self.named, self.moments))
-        # Code that writes must not be told of one memory as two; and its numbers are of one dtype.
         memory = [tensor.untyped_storage().data_ptr() for tensor in self.leaves if tensor.numel()]
         dtypes = {tensor.dtype for tensor in self.leaves if tensor.is_floating_point()}
-        if whole and self.ready and (len({*memory}) < len(memory) or dtypes != {th.float32}):
-            whole, self.moments = False, []
-            self.leaves = tree_leaves(self.named)
+        #: Why code that writes cannot be made for these tensors; empty where it can.
+        self.unfit = ""
+        if len({*memory}) < len(memory):
+            self.unfit = "weights share memory, which compiled code would take for two"
+        elif dtypes != {th.float32}:
+            self.unfit = "weights are not of float32"
         place = {weight: index for index, group in enumerate(self._groups) for weight in group["params"]}
         places = [place[weight] for own in self.learning for weight in own]
-        self.kind = _Kind(networks.structure, (tuple(names[0]), tuple(names[1])), whole)
+        self.kind = _Kind(networks.structure, (tuple(names[0]), tuple(names[1])), model.max_grad_norm is not None)
         self.layout = _Layout(self.leaves)
-        self.numbers = _AdamNumbers(self._groups, places, model.device) if whole and self.ready else None
+        self.numbers = _AdamNumbers(self._groups, places, model.device)
         # `weight.data = ...` gives a weight another place, order or shape.
         self._placed: Tensors = tree_leaves(self.named)
         self._addresses = list(map(th.Tensor.data_ptr, self._placed))
         self._have_their_layout = torch_private.layout_check(self._placed)
-        self._leaves_of_networks = [list(named.values()) for named in self.named]
         self._constants: dict[str, tuple[float, th.Tensor]] = {}
 
     def are_those_of(self, model: "Agent", networks: Networks) -> bool:
@@ -277,40 +273,31 @@ class _Inputs:
             and all(map(operator.is_, held, self._held))
             and list(map(th.Tensor.data_ptr, self._placed)) == self._addresses
             and self._have_their_layout()
-            and _adams_are_plain(model) == self._whole
+            and (model.max_grad_norm is not None) == self.kind.clipped
         )
 
-    def arguments(self, model: "Agent", batch: ReplayBufferSamples) -> tuple[tuple[Any, ...], ...]:
-        """What each of the functions below takes, behind the model and the names: one tuple a function."""
-        actor, critic, actor_target, critic_target = self.named
-        discounts, fields = self.discounts(model, batch), tree_map(th.Tensor.contiguous, tuple(batch[:5]))
-        if self.numbers is None:
-            return (critic, actor_target, critic_target, discounts, fields), (actor, critic, fields)
-        numbers, written = self.numbers.of_now(), self.numbers.written
-        return ((self.named, self.moments, numbers, written, self.tau(model), discounts, fields),)
+    def arguments(self, model: "Agent", batch: ReplayBufferSamples) -> tuple[Any, ...]:
+        """What `_whole_update` takes, behind the model and the names."""
+        numbers, settings = self.numbers.of_now(), self.settings(model, batch)
+        return self.named, self.moments, numbers, settings, tree_map(th.Tensor.contiguous, tuple(batch[:5]))
 
-    def tensors(self, model: "Agent", batch: ReplayBufferSamples) -> tuple[Tensors, ...]:
+    def tensors(self, model: "Agent", batch: ReplayBufferSamples) -> Tensors:
         """The tensors of `arguments`, in its order, without walking through it: that takes as long as the update."""
-        if type(batch[0]) is th.Tensor:
-            fields = [field.contiguous() for field in batch[:5]]
-        else:
-            fields = [field.contiguous() for field in tree_leaves(batch[:5])]
-        discounts = self.discounts(model, batch)
-        if self.numbers is None:
-            actor, critic, actor_target, critic_target = self._leaves_of_networks
-            return [*critic, *actor_target, *critic_target, discounts, *fields], [*actor, *critic, *fields]
-        numbers, written = self.numbers.of_now(), self.numbers.written
-        return ([*self.leaves, numbers, written, self.tau(model), discounts, *fields],)
+        fields = batch[:5] if type(batch[0]) is th.Tensor else tree_leaves(batch[:5])
+        fields = [field.contiguous() for field in fields]
+        return [*self.leaves, self.numbers.of_now(), *self.settings(model, batch), *fields]
 
-    def discounts(self, model: "Agent", batch: ReplayBufferSamples) -> th.Tensor:
-        """Of n-step returns each transition has its own."""
+    def settings(self, model: "Agent", batch: ReplayBufferSamples) -> Tensors:
+        """As they are now: what is `written`, tau, gamma (of n-step returns one a transition), and max_grad_norm."""
+        device = model.device
+        settings = [self.numbers.written, self._constant("tau", model.tau, device)]
         if batch.discounts is None:
-            return self._constant("gamma", model.gamma, model.device)
-        return batch.discounts.contiguous()
-
-    def tau(self, model: "Agent") -> th.Tensor:
-        """As it is now."""
-        return self._constant("tau", model.tau, model.device)
+            settings.append(self._constant("gamma", model.gamma, device))
+        else:
+            settings.append(batch.discounts.contiguous())
+        if model.max_grad_norm is not None:
+            settings.append(self._constant("max_grad_norm", model.max_grad_norm, device))
+        return settings
 
     def _constant(self, name: str, value: float, device: th.device) -> th.Tensor:
         """A number as an input of compiled code: a tensor of shape (), holding the value of now."""
@@ -322,35 +309,15 @@ class _Inputs:
         self._constants[name] = known
         return known[1]
 
-    def functions(self, model: "Agent") -> tuple[Callable[..., Any], ...]:
-        """In the order of `arguments`."""
-        if self.kind.whole:
-            return (partial(_whole_update, model, self.kind),)
-        of_actor, of_critic = self.kind.learning
-        return partial(_critic_gradients, model, of_critic), partial(_actor_gradients, model, of_actor)
-
-    def plainly(self, model: "Agent", batch: ReplayBufferSamples, index: int) -> Any:  # noqa: ANN401 - the function's
-        """What one of the functions gives without a compiler."""
+    def plainly(self, model: "Agent", batch: ReplayBufferSamples) -> th.Tensor:
+        """What compiled code gives, without a compiler."""
         with th.no_grad():
-            return self.functions(model)[index](*self.arguments(model, batch)[index])
+            return _whole_update(model, self.kind, *self.arguments(model, batch))
 
-    def compile(self, model: "Agent", batch: ReplayBufferSamples) -> tuple[Compiled, ...]:
-        """Both, before a weight moves, where there are two."""
-        compiled = []
-        for function, arguments in zip(self.functions(model), self.arguments(model, batch), strict=True):
-            leaves, structure = tree_flatten(arguments)
-            compiled.append(compiler.compile_function(function, leaves, structure))
-        return tuple(compiled)
-
-    def update(self, model: "Agent", functions: tuple[Compiled, ...], give_up: Callable[[Exception], None]) -> Update:
-        """
-        :param model: whose tensors these are
-        :param functions: compiled for this layout
-        :param give_up: called with the error when compiled code fails
-        :return: the update
-        """
-        kind = _WholeUpdate if self.kind.whole else _GradientsAlone
-        return kind(self, model, functions, give_up)
+    def compile(self, model: "Agent", batch: ReplayBufferSamples) -> Compiled:
+        """The update as one function of `tensors`."""
+        leaves, structure = tree_flatten(self.arguments(model, batch))
+        return compiler.compile_function(partial(_whole_update, model, self.kind), leaves, structure)
 
 
 class _AdamNumbers:
@@ -389,7 +356,7 @@ _ADAM_SETTINGS = operator.itemgetter("lr", "betas", "weight_decay", "eps", "maxi
 def _adam_numbers(
     rate: float, betas: tuple[float, float], weight_decay: float, eps: float, maximize: bool, decoupled: bool
 ) -> tuple[float, ...]:
-    """In the order in which `_adam_step` takes them."""
+    """In the order in which `_adam_settings` and `_new_moments` take them."""
     return (
         -1.0 if maximize else 1.0,
         0.0 if decoupled else weight_decay,
@@ -406,32 +373,32 @@ def _adam_numbers(
 
 @dataclass
 class _CompiledUpdate:
+    """
+    Lines 8 to 11 of Algorithm 1 as one compiled function. Nothing moves where anything is not finite.
+
+    :param inputs: of the model
+    :param model: the algorithm
+    :param function: compiled for this layout
+    :param give_up: called with the error when compiled code fails
+    """
+
     inputs: _Inputs
     model: "Agent"
-    functions: tuple[Compiled, ...]
+    function: Compiled
     give_up: Callable[[Exception], None]
-
-    def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
-        """
-        :param batch: B transitions
-        :return: what is logged of it: shape (5,), with what was found behind it (6,) where the update `looks_itself`
-        """
-        raise NotImplementedError
-
-
-class _WholeUpdate(_CompiledUpdate):
-    """Lines 8 to 11 of Algorithm 1 as one compiled function. Nothing moves where anything is not finite."""
 
     looks_itself = True
 
     def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
+        """
+        :param batch: B transitions
+        :return: what is logged of it, and behind it what was found: shape (6,)
+        """
         inputs, model = self.inputs, self.model
-        (compiled,), (tensors,) = self.functions, inputs.tensors(model, batch)
-        assert inputs.numbers is not None
         written = inputs.numbers.written.item()
         try:
             with th.no_grad():
-                statistics: th.Tensor = compiled(tensors)
+                statistics: th.Tensor = self.function(inputs.tensors(model, batch))
         except Exception as error:
             if inputs.numbers.written.item() != written:
                 raise RuntimeError(
@@ -439,58 +406,30 @@ class _WholeUpdate(_CompiledUpdate):
                     "the last checkpoint, and go on with compile_updates=False."
                 ) from error
             self.give_up(error)
-            statistics = inputs.plainly(model, batch, 0)
+            statistics = inputs.plainly(model, batch)
         return statistics
-
-
-class _GradientsAlone(_CompiledUpdate):
-    """Losses and gradients compiled; clipping, the optimizers and the soft updates as they are."""
-
-    def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
-        model, weights = self.model, self.model._networks.weights
-        gradients, of_critic = self._run(0, batch)
-        self._apply(model.critic.optimizer, weights["critic"], self.inputs.learning[1], gradients)
-        gradients, of_actor = self._run(1, batch)
-        self._apply(model.actor.optimizer, weights["actor"], self.inputs.learning[0], gradients)
-        soft_update(weights["critic"], weights["critic_target"], model.tau)
-        soft_update(weights["actor"], weights["actor_target"], model.tau)
-        return _in_order(of_critic, of_actor)
-
-    def _run(self, index: int, batch: ReplayBufferSamples) -> tuple[Tensors, th.Tensor]:
-        tensors = self.inputs.tensors(self.model, batch)[index]
-        try:
-            with th.no_grad():
-                return self.functions[index](tensors)  # type: ignore[no-any-return]  # gradients and statistics
-        except Exception as error:  # it has written nothing but gradients, so the update goes on from here
-            self.give_up(error)
-            return self.inputs.plainly(self.model, batch, index)  # type: ignore[no-any-return]  # as above
-
-    def _apply(self, optimizer: th.optim.Optimizer, weights: Tensors, learning: Tensors, gradients: Tensors) -> None:
-        _forget_gradients([weights, *(group["params"] for group in optimizer.param_groups)])
-        for weight, gradient in zip(learning, gradients, strict=True):
-            weight.grad = gradient
-        if self.model.max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(weights, self.model.max_grad_norm)
-        optimizer.step()
 
 
 def _whole_update(
     model: "Agent", kind: _Kind, networks: tuple[Named, ...], moments: list[list[Tensors]], numbers: th.Tensor,
-    written: th.Tensor, tau: th.Tensor, discounts: th.Tensor, batch: tuple[Any, ...],
+    settings: Tensors, batch: tuple[Any, ...],
 ) -> th.Tensor:  # fmt: skip
     """Losses, gradients, Adam and soft updates. All that is new is looked at before it is written."""
     actor, critic, actor_target, critic_target = networks
+    written, tau, discounts, *limit = settings
     of_actor, of_critic = kind.learning
     count = len(of_actor)
     gradients, critic_statistics = _critic_gradients(
         model, of_critic, critic, actor_target, critic_target, discounts, batch
     )
+    gradients = _clipped(gradients, *limit)
     of_critic_now = _adam_settings(moments[1], numbers[count:])
     new_critic, largest = _new_weights(critic, of_critic, gradients, moments[1], of_critic_now)
     critic_found = _found(critic_statistics[0], largest)
     writes = list(zip(of_critic, gradients, moments[1], of_critic_now, strict=True))
 
     gradients, actor_statistics = _actor_gradients(model, of_actor, actor, {**critic, **new_critic}, batch)
+    gradients = _clipped(gradients, *limit)
     of_actor_now = _adam_settings(moments[0], numbers[:count])
     new_actor, largest = _new_weights(actor, of_actor, gradients, moments[0], of_actor_now)
     actor_found = _found(actor_statistics[0], largest)
@@ -568,6 +507,15 @@ def _gradients(loss: th.Tensor, learning: Named) -> Tensors:
     if not learning:
         return []
     return [gradient.contiguous() for gradient in th.autograd.grad(loss, list(learning.values()))]
+
+
+def _clipped(gradients: Tensors, limit: th.Tensor | None = None) -> Tensors:
+    """As `clip_grad_norm_`: where their common norm is above the limit, they are shortened to it."""
+    if limit is None or not gradients:
+        return gradients
+    norm = th.linalg.vector_norm(th.stack([th.linalg.vector_norm(gradient) for gradient in gradients]))
+    share = (limit / (norm + 1e-6)).clamp(max=1.0)
+    return [gradient * share for gradient in gradients]
 
 
 def _adam_settings(moments: list[Tensors], numbers: th.Tensor) -> list[Settings]:
@@ -649,6 +597,9 @@ def _needs_python(model: "Agent", networks: Networks) -> str | None:
     hooked = networks.hooked()
     if hooked:
         return f"somebody listens to {hooked}, or has given it another method"
+    for optimizer in (model.actor.optimizer, model.critic.optimizer):
+        if not _is_plain_adam(optimizer):
+            return f"{type(optimizer).__name__} with its options and hooks is not compiled, plain Adam and AdamW alone"
     return torch_private.why_python_is_needed(model.device)
 
 
@@ -660,13 +611,6 @@ def _move_another_network(model: "Agent", networks: Networks) -> bool:
         if not known.isdisjoint(map(id, with_those_held(weights, optimizer)[len(weights) :])):
             return True
     return False
-
-
-def _adams_are_plain(model: "Agent") -> bool:
-    """Otherwise the optimizers, whatever they are, run as they are between two compiled functions."""
-    return (
-        model.max_grad_norm is None and _is_plain_adam(model.actor.optimizer) and _is_plain_adam(model.critic.optimizer)
-    )
 
 
 def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:

@@ -48,6 +48,17 @@ def compiler_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_private, "compile_graph", torch_private.compile_graph.itself)
 
 
+@pytest.fixture(params=["recorded", pytest.param("compiled", marks=pytest.mark.long)])
+def recorded_or_compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    For what is followed and when: the update as it was recorded, run operation by operation.
+
+    It holds on to the same things as a compiled one, and takes a second instead of 20. `make test-long` compiles it.
+    """
+    if request.param == "recorded":
+        monkeypatch.setattr(torch_private, "compile_graph", lambda graph, inputs: lambda tensors: graph(*tensors))
+
+
 @pytest.fixture
 def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of each compiled function that is called on a model; those of a rehearsal are not counted."""

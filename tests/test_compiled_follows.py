@@ -22,7 +22,7 @@ from sb3_simple_ddpg.speed import compiled
 from sb3_simple_ddpg.speed.layers import DenseLayers
 from tests.differential import no_waiting
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("recorded_or_compiled")]
 
 #: Of weights of about 1, after a few updates on the same batches: two orders of rounding.
 CLOSE = 2e-6
@@ -383,7 +383,6 @@ def shared_target(model: SimpleDDPG) -> None:
     [
         clear_states, new_optimizers, new_parameter, new_parameter_that_nobody_trains, loaded_again_and_again,
         transposed_in_place,
-        shared_layer, shared_target,
     ],
     ids=lambda change: change.__name__,
 )  # fmt: skip
@@ -391,6 +390,14 @@ def test_other_weights_and_states_are_followed(change: Callable[[SimpleDDPG], No
     plain, fast = change_both(change)
     assert fast._compiled.failure is None
     assert compiled_calls[-3:] == compiled_calls[-1:] * 3  # the last three of four, at least
+    assert largest_difference(plain, fast) < CLOSE
+
+
+@pytest.mark.filterwarnings("ignore::sb3_simple_ddpg.safety.checks.CompileWarning")
+@pytest.mark.parametrize("change", [shared_layer, shared_target])
+def test_weights_that_share_memory_from_now_on_go_plainly(change: Callable[[SimpleDDPG], None]):
+    plain, fast = change_both(change)
+    assert "share memory" in fast._compiled.failure
     assert largest_difference(plain, fast) < CLOSE
 
 

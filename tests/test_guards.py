@@ -224,8 +224,8 @@ def test_learning_goes_on_after_a_stop_as_if_nothing_had_been():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_compiled_updates_are_guarded_too():
-    # Networks, batch and environment of test_compiled.py: what was compiled there is found in the cache.
     small = settings(policy_kwargs={"net_arch": [32, 32]}, batch_size=64)
     model = SimpleDDPG("MlpPolicy", "Pendulum-v1", **small, compile_updates=True).learn(20)
     assert model._compiled.failure is None
@@ -417,7 +417,8 @@ def test_weights_and_moments_are_those_of_before_whatever_was_not_finite(how, op
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.usefixtures("recorded_or_compiled")
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW"])
 def test_compiled_updates_leave_weights_and_moments_as_they_were_too(optimizer, compiled_calls):
     kwargs = {"net_arch": [8], **OPTIMIZERS[optimizer]}
     model = SimpleDDPG("MlpPolicy", Dummy(VECTOR), **settings(policy_kwargs=kwargs, compile_updates=True)).learn(20)

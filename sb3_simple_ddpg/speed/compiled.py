@@ -18,7 +18,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -231,11 +231,10 @@ class _Inputs:
         self.ready = all(state for own in states for state in own)
         self.moments = [[[state[name] for name in _MOMENTS] for state in own if state] for own in states]
         self.leaves: Tensors = tree_leaves((self.named, self.moments))
-        memory = [tensor.untyped_storage().data_ptr() for tensor in self.leaves if tensor.numel()]
         dtypes = {tensor.dtype for tensor in self.leaves if tensor.is_floating_point()}
         #: Why code that writes cannot be made for these tensors; empty where it can.
         self.unfit = ""
-        if len({*memory}) < len(memory):
+        if _overlap(self.leaves):
             self.unfit = "weights share memory, which compiled code would take for two"
         elif dtypes != {th.float32}:
             self.unfit = "weights are not of float32"
@@ -580,6 +579,17 @@ def _forget_gradients(of: Iterable[Tensors]) -> None:
     for weights in of:
         for weight in weights:
             weight.grad = None
+
+
+def _overlap(tensors: Tensors) -> bool:
+    """Whether two of them have numbers in common. Those that `vector_to_parameters` made lie one after the other."""
+    places = []
+    for tensor in tensors:
+        if tensor.numel():
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            places.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()))
+    places.sort()
+    return any(start < end for (_, end), (start, _) in pairwise(places))
 
 
 def _main_weights(networks: Networks) -> Tensors:

@@ -618,7 +618,8 @@ def test_ctrl_c_saves_what_there_is_and_says_so(tmp_path):
     assert process.returncode == 130, errors
     assert "Interrupted at timestep" in output
     assert f"Saved what there is in {out}" in output
-    assert SimpleDDPG.load(out / "model.zip").num_timesteps >= 400  # two episodes of Pendulum
+    # Two episodes of Pendulum; the second row is written within timestep 400, which is counted after it.
+    assert SimpleDDPG.load(out / "model.zip").num_timesteps >= 399
     assert (out / "returns.png").exists()
 
 

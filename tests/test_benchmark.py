@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch as th
-from matplotlib import pyplot as plt
 from rich.console import Console
 
 from sb3_simple_ddpg.benchmark import benchmark
@@ -241,7 +240,6 @@ def test_pictures_show_ratios_and_costs():
     assert [bar.get_height() for bar in speed.patches] == [2.5, 1.0]
     assert [text.get_text() for text in speed.get_legend().get_texts()] == [EAGER, SB3]
     assert [label.get_text() for label in cost.get_xticklabels()] == ["Tiny,\n[64, 64],\nmore"]
-    plt.close("all")
 
 
 def test_table_leaves_out_what_cannot_run_and_says_why(tmp_path, monkeypatch):
@@ -358,7 +356,6 @@ def test_scaling_draws_costs_against_the_floor():
         SB3: pytest.approx([12.0, 12.0]),
         "floor: ten products": pytest.approx([3.0, 3.0]),
     }
-    plt.close("all")
 
 
 def test_scaling_writes_every_size_of_every_axis(tmp_path, monkeypatch):

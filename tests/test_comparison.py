@@ -126,7 +126,7 @@ def test_arguments_of_environments_are_given_to_all_or_to_one_and_used_again(her
     assert {job.env_id: job.env_kwargs for job in here.done} == expected
     here.done.clear()
     assert main(["compare", "--resume", "--env-kwargs", "Pendulum-v1.g=9", "--out", str(out)]) == 2
-    assert "the arguments of Pendulum-v1 were" in capsys.readouterr().err
+    assert "env_kwargs of Pendulum-v1 was" in capsys.readouterr().err
     assert here.done == []
 
 
@@ -191,8 +191,8 @@ def test_when_every_run_of_an_algorithm_fails_the_rest_is_still_summarised(here,
         (["--threshold", "high"], "--threshold takes a return, or environment=return, got 'high'"),
         (["--threshold", "nan"], "must be a finite return"),
         (["--threshold", "Ant-v5=3"], "'Ant-v5' takes no part"),
-        (["--margin", "0"], "--margin must be above 0, got 0"),
-        (["--margin", "inf"], "--margin must be above 0, got inf"),
+        (["--margin", "0"], "--margin must be above 0 (0.1 for example), got 0"),
+        (["--margin", "inf"], "--margin must be above 0 (0.1 for example), got inf"),
         (["--margin", "small"], "--margin takes a share, or environment=return, got 'small'"),
         (["--margin", "Ant-v5=3"], "'Ant-v5' takes no part"),
         (["--eval-every", "41"], "--eval-every must be at most"),
@@ -236,6 +236,8 @@ def test_thresholds_come_from_the_option_the_registry_or_the_table():
     assert found[BANDIT][0] is None
     registered = comparison._thresholds(comparison.Request(env=("MountainCarContinuous-v0",)))
     assert registered == {"MountainCarContinuous-v0": (90.0, "Gymnasium's registry")}
+    typed = comparison.Request(env=("Pendulum-v1", BANDIT), threshold=(f"{BANDIT}=2", "5"))
+    assert comparison._thresholds(typed) == {"Pendulum-v1": (5.0, "--threshold"), BANDIT: (2.0, "--threshold")}
 
 
 def made_up(finals: dict[str, list[float]], env_ids=("Pendulum-v1",), seconds=(10.0, 20.0)) -> Experiment:
@@ -260,7 +262,7 @@ def made_up(finals: dict[str, list[float]], env_ids=("Pendulum-v1",), seconds=(1
     }  # fmt: skip
     columns = ["algorithm", "env_id", "seed"]
     return Experiment(
-        pd.DataFrame([], columns=comparison_report.COLUMNS),
+        pd.DataFrame([], columns=[*columns, "timestep", "episode_return", "wall_time_s"]),
         pd.DataFrame(evaluations, columns=[*columns, "timestep", "mean_return", "episodes", "wall_time_s"]),
         pd.DataFrame(runs, columns=[*columns, "timesteps", "final_return", "wall_time_s", "cpu_time_s"]),
         [],
@@ -485,10 +487,13 @@ def test_display_counts_and_estimates_the_time_left(monkeypatch):
     assert display.status() == "1 of 5 runs done, 2 running, 0 failed"
     now[0] = 60.0
     display.ended(jobs[0], {"evaluations": [[10, 50.0, [1.0]]], "wall_time_s": 50.0})
-    # A run takes 60 s; three are left, one of which has run for 60 s: (0 + 60 + 60) / 2.
-    assert display.status() == "2 of 5 runs done, 1 running, 0 failed, about 60 s left"
+    # One run is done and one is going on, which counts as half: 1.5 in 60 s; 2.5 are left.
+    assert display.status() == "2 of 5 runs done, 1 running, 0 failed, about 0:01:40 left"
+    now[0] = 70.0
+    assert display.status().endswith("about 0:01:30 left")
     display.ended(jobs[1], {"error": "why"})
-    assert "3 of 5 runs done, 0 running, 1 failed" in display.status()
+    # Two in 70 s, two are left.
+    assert display.status() == "3 of 5 runs done, 0 running, 1 failed, about 0:01:10 left"
     assert "FAILED: ddpg on E-v0, seed 1\nwhy" in output.getvalue()
 
 

@@ -189,10 +189,11 @@ def test_seconds_leave_evaluation_out(here, monkeypatch):
         return [1.0], [1]
 
     monkeypatch.setattr(runs, "evaluate_policy", slow)
+    begin = time.perf_counter()
     found = small(["simple_ddpg"], seeds=1)
+    others = time.perf_counter() - begin - found.runs.evaluation_time_s[0]
     assert found.runs.evaluation_time_s[0] >= 1.5  # three evaluations
-    assert found.runs.wall_time_s[0] < 1.5
-    assert found.episodes.wall_time_s.max() < 1.5
+    assert found.episodes.wall_time_s.max() <= found.runs.wall_time_s[0] < others  # on a busy machine too
 
 
 #: Half a second of a processor's time, whatever else runs there.
@@ -280,8 +281,13 @@ def test_arguments_of_an_environment_are_those_of_training_and_evaluation(here, 
     assert found.plan["env_kwargs"] == kwargs
     # Uniform actions in [-2, 3]: the mean of |a - 1| is (9 + 4) / 2 / 5 = 1.3, within four standard errors of 20.
     assert found.plan["random_returns"][BANDIT] == pytest.approx(-0.3, abs=4 * 0.85 / 20**0.5)
-    with pytest.raises(ValueError, match=r"the arguments of .* were .*'best': 1.0.* and are now .*'best': 0.5"):
+    with pytest.raises(ValueError, match=r"env_kwargs of .* was .*'best': 1.0.* and is now .*'best': 0.5"):
         small(["simple_ddpg"], seeds=1, env_kwargs={BANDIT: {"best": 0.5}}, folder=tmp_path, resume=True)
+
+
+def test_an_argument_of_one_environment_goes_before_one_of_all_wherever_it_stands():
+    typed = iter(["Pendulum-v1.g=5", "g=3", "max_episode_steps=4"])  # read once, as from the command line
+    assert algorithms.env_kwargs_from(typed, ["Pendulum-v1"]) == {"Pendulum-v1": {"g": 5, "max_episode_steps": 4}}
 
 
 GOAL = "tests.environments:TestGoal-v0"
@@ -311,7 +317,7 @@ def test_a_folder_of_before_there_were_arguments_of_environments_goes_on(here, t
     plan = json.loads((tmp_path / "config.json").read_text())
     del plan["env_kwargs"]
     (tmp_path / "config.json").write_text(json.dumps(plan))
-    with pytest.raises(ValueError, match="the arguments of"):
+    with pytest.raises(ValueError, match="env_kwargs of"):
         small(["simple_ddpg"], seeds=2, env_kwargs={BANDIT: {"best": 1.0}}, folder=tmp_path, resume=True)
     assert len(small(["simple_ddpg"], seeds=2, folder=tmp_path, resume=True).runs) == 2
 
@@ -347,7 +353,7 @@ def test_resume_may_add_seeds_and_algorithms(here, tmp_path):
         ({"seeds": [1]}, "seeds lacks 0"),
         ({"names": ["ddpg"]}, "algorithms lacks simple_ddpg"),
         ({"settings": {"simple_ddpg": {**SMALL, "gamma": 0.5}}}, "simple_ddpg.gamma was 0.99 and is now 0.5"),
-        ({"names": ["simple_ddpg=stable_baselines3:DDPG"]}, "simple_ddpg was sb3_simple_ddpg:SimpleDDPG and is now"),
+        ({"names": ["simple_ddpg=stable_baselines3:DDPG"]}, "simple_ddpg was 'sb3_simple_ddpg:SimpleDDPG' and is now"),
     ],
 )
 def test_resume_with_other_settings_is_refused_with_the_difference(here, tmp_path, changes, message):
@@ -387,13 +393,13 @@ def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(here, tmp_path, mo
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(experiment_folder.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"cannot be written \(No space left on device\): free space"):
         experiment_folder.save_record(tmp_path, {"algorithm": "a", "env_id": "b", "seed": 0})
     assert len(list((tmp_path / "results").iterdir())) == 1
     monkeypatch.undo()
     # What a killed process left behind goes when the folder is next used.
-    (tmp_path / "results" / ".x.json.123.part").write_text("half")
+    (tmp_path / "results" / ".x.json.123.tmp").write_text("half")
     with experiment_folder.locked(tmp_path):
         assert len(list((tmp_path / "results").iterdir())) == 1
 

@@ -25,13 +25,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sb3_simple_ddpg.benchmark import report
 from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, FLOOR, SB3, SBX, WorkerProcess
+from sb3_simple_ddpg.speed.cores import usable_cores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.console import Console
 
 QUICK = "quick, not for publication"
@@ -83,8 +83,8 @@ class Workload:
         """
         if self.env_id.startswith("HalfCheetah") and importlib.util.find_spec("mujoco") is None:
             return f'{self.env_id} needs MuJoCo: pip install "gymnasium[mujoco]".'
-        if self.threads > len(report.cores()):
-            return f"{self.threads} threads need as many cores, this process may use {len(report.cores())}."
+        if self.threads > usable_cores():
+            return f"{self.threads} threads need as many cores, this process may use {usable_cores()}."
         return None
 
 
@@ -129,13 +129,6 @@ class Measurement:
     def updates_ms(self) -> list[float]:
         """Milliseconds of an update, of each repeat; empty where nothing is updated."""
         return [1e3 * each["train_s"] / each["gradient_steps"] for each in self.repeats if each["gradient_steps"]]
-
-
-class Worker(Protocol):
-    """A competitor that answers; `worker.Competitor` lists the commands."""
-
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]: ...  # noqa: ANN401 - whatever JSON holds
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -183,8 +176,7 @@ def choose_workloads(names: tuple[str, ...], threads: int | None = None, quick: 
             raise ValueError(f"There is no workload {name!r}: choose from {', '.join(known)}.")
     if threads is not None and threads < 1:
         raise ValueError(f"--threads must be at least 1, got {threads}.")
-    changes: dict[str, Any] = {"warm_up": 5} if quick else {}
-    changes |= {} if threads is None else {"threads": threads}
+    changes: dict[str, Any] = ({"warm_up": 5} if quick else {}) | ({} if threads is None else {"threads": threads})
     return [replace(known[name], **changes) for name in names or known]
 
 
@@ -210,7 +202,7 @@ def measure(
     workload: Workload,
     settings: Settings,
     competitors: tuple[str, ...] | None = None,
-    start: Callable[..., Worker] = WorkerProcess,
+    start: Callable[..., WorkerProcess] = WorkerProcess,
 ) -> dict[str, Measurement]:
     """
     One workload: all competitors warm up, then take turns, then show their memory.
@@ -218,12 +210,12 @@ def measure(
     :param workload: what they do
     :param settings: how often
     :param competitors: who takes part; None: all that the workload has
-    :param start: takes an interpreter, a job and a cache folder, gives a Worker
+    :param start: takes an interpreter, a job and a cache folder, gives a competitor that answers
     :return: a measurement of each competitor, and of the floor
     """
-    names = [*(competitors or workload.competitors), *([] if workload.measures == "predict" else [FLOOR])]
+    names = [*(competitors or workload.competitors)] + ([] if workload.measures == "predict" else [FLOOR])
     results = {name: Measurement() for name in names}
-    workers: dict[str, Worker] = {}
+    workers: dict[str, WorkerProcess] = {}
 
     def ask(name: str, command: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON holds
         try:
@@ -287,30 +279,30 @@ def summarize(results: dict[str, Measurement]) -> dict[str, dict[str, Any]]:
         `cost_ms` (of an update, or of a step where nothing is updated) and `update_over_floor`, each as median,
         smallest and largest over the repeats or None; and its Measurement without the repeats
     """
-    floor = results.get(FLOOR, Measurement()).rates
+    rates = {name: result.rates for name, result in results.items()}
+    floors_ms = [1e3 / rate for rate in rates.get(FLOOR, [])]
     rows = {}
-
-    def ratio(rates: list[float], other: str) -> list[float] | None:
-        others = results.get(other, Measurement()).rates
-        return _spread([own / theirs for own, theirs in zip(rates, others, strict=False)])
-
     for name, result in results.items():
         if name == FLOOR:
             continue
-        floors_ms = [1e3 / rate for rate in floor]
         # Where nothing is updated, a step is compared with the environment's own.
         costs_ms = result.updates_ms or [1e3 / rate for rate in result.rates]
         rows[name] = {
             "rate": _spread(result.rates),
-            "ratio": ratio(result.rates, SB3),
-            "ratio_to_sbx": ratio(result.rates, SBX),
+            "ratio": _ratio(result.rates, rates.get(SB3, [])),
+            "ratio_to_sbx": _ratio(result.rates, rates.get(SBX, [])),
             "update_ms": _spread(result.updates_ms),
             "cost_ms": _spread(costs_ms),
             "floor_ms": _spread(floors_ms),
-            "update_over_floor": _spread([own / least for own, least in zip(costs_ms, floors_ms, strict=False)]),
+            "update_over_floor": _ratio(costs_ms, floors_ms),
             **{key: value for key, value in asdict(result).items() if key != "repeats"},
         }
     return rows
+
+
+def _ratio(values: list[float], others: list[float]) -> list[float] | None:
+    """Repeat by repeat; a competitor that failed has fewer of them."""
+    return _spread([own / other for own, other in zip(values, others, strict=False)])
 
 
 def _spread(values: list[float]) -> list[float] | None:
@@ -328,11 +320,11 @@ def run_table(workloads: list[Workload], settings: Settings, folder: Path, conso
     """
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     records: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
+    skipped = {each.title: obstacle for each in workloads if (obstacle := each.obstacle()) is not None}
     versions: dict[str, dict[str, str]] = {}
+    _write_json(folder / "benchmark.json", settings, {"workloads": records, "skipped": skipped})
     for workload in workloads:
-        if (obstacle := workload.obstacle()) is not None:
-            skipped[workload.title] = obstacle
+        if workload.title in skipped:
             continue
         console.print(f"Measuring {workload.title} ...")
         results = measure(workload, settings)
@@ -342,11 +334,10 @@ def run_table(workloads: list[Workload], settings: Settings, folder: Path, conso
         records.append({**asdict(workload), "competitors": rows[workload.title], "repeats": raw})
         # After each workload, so that a run that is stopped leaves what it has.
         _write_json(folder / "benchmark.json", settings, {"workloads": records, "skipped": skipped})
-    _write_json(folder / "benchmark.json", settings, {"workloads": records, "skipped": skipped})
     lines = [line for title, competitors in rows.items() for line in report.cells(title, competitors)]
     _tell("benchmark", report.COLUMNS, lines, _notes(settings, versions, skipped), folder, console)
     if rows:
-        _save(folder / "benchmark.png", report.draw_table, rows, settings)
+        report.draw_table(rows, QUICK if settings.quick else None).savefig(folder / "benchmark.png", dpi=150)
 
 
 def _tell(
@@ -361,15 +352,6 @@ def _tell(
     for note in notes:
         console.print(note, markup=False, highlight=False)
     (folder / f"{name}.md").write_text(report.markdown(columns, lines, notes))
-
-
-def _save(path: Path, draw: Callable[..., "Figure"], results: object, settings: Settings) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
-    figure = draw(results, QUICK if settings.quick else None)
-    figure.savefig(path, dpi=150)
-    matplotlib.pyplot.close(figure)
 
 
 def _write_json(path: Path, settings: Settings, content: dict[str, Any]) -> None:

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, SB3, SBX
+from sb3_simple_ddpg.speed.cores import usable_cores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,13 +87,7 @@ def machine() -> dict[str, Any]:
         processor = names[0] if names else processor
     words = [word if os.sep not in word else f".../{Path(word).name}" for word in sys.argv[1:]]  # no one's folders
     command = " ".join([Path(sys.argv[0]).name, *words])
-    return {"processor": processor, "cores": len(cores()), "system": platform.platform(), "command": command}
-
-
-def cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return {"processor": processor, "cores": usable_cores(), "system": platform.platform(), "command": command}
 
 
 def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None = None) -> "Figure":
@@ -101,28 +98,27 @@ def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None 
     :param title: of the picture
     :return: the figure
     """
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     names = [name for name in _LOOKS if any(name in rows and rows[name]["ratio"] for rows in results.values())]
-    figure, (speed, cost) = plt.subplots(
-        2, 1, figsize=(max(7, 1.9 * len(results)), 8), sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(max(7, 1.9 * len(results)), 8), layout="constrained")  # without pyplot: no display
+    speed, cost = figure.subplots(2, 1, sharex=True)
     width = 0.8 / max(1, len(names))
     for number, name in enumerate(names):
         colour, hatch, mark = _LOOKS[name]
-        for place, rows in enumerate(results.values()):
-            x = place + (number - (len(names) - 1) / 2) * width
-            label = name if place == 0 else None
-            ratio, over = (rows.get(name, {}).get(key) for key in ("ratio", "update_over_floor"))
-            speed.bar(x, ratio[0] if ratio else 0, width, color=colour, hatch=hatch, edgecolor="0.2", label=label)
-            if ratio:
-                speed.errorbar(x, ratio[0], _whiskers(ratio), color="0.1", capsize=3, linewidth=1)
-                speed.annotate(
-                    f"{ratio[0]:.2f}", (x, ratio[2]), (0, 3), textcoords="offset points", ha="center", size=8
-                )
-            if over:
-                cost.errorbar(x, over[0], _whiskers(over), fmt=mark, color=colour, mec="0.2", ecolor="0.1")
-                cost.annotate(f"{over[0]:.1f}", (x, over[2]), (0, 4), textcoords="offset points", ha="center", size=8)
+        for panel, key, digits in ((speed, "ratio", 2), (cost, "update_over_floor", 1)):
+            found = {at: rows[name][key] for at, rows in enumerate(results.values()) if rows.get(name, {}).get(key)}
+            x = [place + (number - (len(names) - 1) / 2) * width for place in found]
+            middles, lows, highs = np.array(list(found.values())).reshape(-1, 3).T
+            whiskers = [middles - lows, highs - middles]
+            if panel is speed:
+                speed.bar(x, middles, width, color=colour, hatch=hatch, edgecolor="0.2", label=name)
+                speed.errorbar(x, middles, whiskers, fmt="none", ecolor="0.1", capsize=3, elinewidth=1)
+            else:
+                cost.errorbar(x, middles, whiskers, fmt=mark, color=colour, mec="0.2", ecolor="0.1")
+            for at, middle, high in zip(x, middles, highs, strict=True):
+                text = f"{middle:.{digits}f}"
+                panel.annotate(text, (at, high), (0, 3), textcoords="offset points", ha="center", size=8)
     speed.axhline(1, color="0.1", linestyle="--", linewidth=1)
     cost.axhline(1, color="0.1", linestyle="--", linewidth=1)
     cost.annotate("floor", (0.005, 1), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", size=8)
@@ -136,7 +132,3 @@ def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None 
     cost.set_xticks(range(len(results)), titles, size=8)
     speed.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16), frameon=False)
     return figure
-
-
-def _whiskers(spread: list[float]) -> list[list[float]]:
-    return [[spread[0] - spread[1]], [spread[2] - spread[0]]]

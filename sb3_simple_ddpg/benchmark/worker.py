@@ -5,6 +5,7 @@ SBX's environment need not hold this package.
 """
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -45,8 +46,11 @@ class Competitor:
         job = self.job
         th.set_num_threads(job["threads"])
         if job["kind"] == FLOOR and job["gradient_steps"] != 0:
-            sizes = zip(job["net_arch"], job["net_arch"][1:], strict=False)
-            self.products = [_product(job["batch_size"], *size) for size in sizes]
+            rows, widths = job["batch_size"], job["net_arch"]
+            self.products = [  # (B, h1) times (h1, h2), and where the result goes
+                (th.randn(rows, inner), th.randn(inner, columns), th.empty(rows, columns))
+                for inner, columns in itertools.pairwise(widths)
+            ]
         else:
             import gymnasium as gym
             from stable_baselines3.common.env_util import make_vec_env
@@ -62,7 +66,15 @@ class Competitor:
             self.model = self._build()
             if job["filled"]:
                 _fill(self.model.replay_buffer)
-            self._time_updates()
+            train = self.model.train
+
+            def timed(gradient_steps: int, batch_size: int) -> None:
+                start = time.perf_counter()
+                train(gradient_steps=gradient_steps, batch_size=batch_size)
+                self.train_seconds.append(time.perf_counter() - start)
+                self.gradient_steps += gradient_steps
+
+            self.model.train = timed
             self.model.learn(job["learning_starts"] + job["warm_up"] * job["n_envs"])
         else:
             self.measure(job["warm_up"])
@@ -82,18 +94,32 @@ class Competitor:
         :param amount: number of environment steps, of calls of `predict`, or of updates whose products the floor runs
         :return: seconds and what was done in them: `count` of the above, `train_s` and `gradient_steps` of the updates
         """
+        import torch as th
+
         self.train_seconds, self.gradient_steps = [], 0
-        if self.job["kind"] == FLOOR:
-            run = self._run_products if self.job["gradient_steps"] != 0 else self._run_environments
-        elif self.job["measures"] == "predict":
-            run = self._run_predict
-        else:
-            run = self._run_learn
+        n_envs, count = self.job["n_envs"], amount
         start = time.perf_counter()
-        count = run(amount)
+        if self.job["kind"] == FLOOR and self.job["gradient_steps"] != 0:
+            for _ in range(amount):
+                for left, right, out in self.products:
+                    for _ in range(10):
+                        th.mm(left, right, out=out)
+        elif self.job["kind"] == FLOOR:
+            rounds = -(-amount // n_envs)
+            for _ in range(rounds):
+                self.env.step(self.actions)
+            count = rounds * n_envs
+        elif self.job["measures"] == "predict":
+            observation = self.model._last_obs[0]
+            for _ in range(amount):
+                self.model.predict(observation, deterministic=True)
+        else:
+            before = self.model.num_timesteps
+            self.model.learn(amount, reset_num_timesteps=False)
+            count = int(self.model.num_timesteps - before)
         seconds = time.perf_counter() - start
-        train_seconds = sum(self.train_seconds)
-        return {"s": seconds, "count": count, "train_s": train_seconds, "gradient_steps": self.gradient_steps}
+        train_s = sum(self.train_seconds)
+        return {"s": seconds, "count": count, "train_s": train_s, "gradient_steps": self.gradient_steps}
 
     def memory(self) -> dict[str, Any]:
         """
@@ -114,14 +140,9 @@ class Competitor:
         from stable_baselines3.common.noise import NormalActionNoise
 
         job, kind = self.job, self.job["kind"]
-        names = ("batch_size", "buffer_size", "gradient_steps", "learning_starts")
-        arguments = {
-            **{name: job[name] for name in names},
-            "learning_rate": 1e-3,
-            "policy_kwargs": {"net_arch": list(job["net_arch"])},
-            "seed": 0,
-            "device": "cpu",
-        }
+        arguments = {name: job[name] for name in ("batch_size", "buffer_size", "gradient_steps", "learning_starts")}
+        policy_kwargs = {"net_arch": list(job["net_arch"])}
+        arguments |= {"learning_rate": 1e-3, "policy_kwargs": policy_kwargs, "seed": 0, "device": "cpu"}
         zeros = np.zeros(self.env.action_space.shape or (1,))
         noise = NormalActionNoise(zeros, zeros + 0.1)
         if kind == SB3:
@@ -134,43 +155,6 @@ class Competitor:
         algorithm = importlib.import_module("sb3_simple_ddpg").SimpleDDPG
         compiled = {"compile_updates": True} if kind == COMPILED else {}
         return algorithm("MlpPolicy", self.env, action_noise=0.1, **arguments, **compiled)
-
-    def _time_updates(self) -> None:
-        train = self.model.train
-
-        def timed(gradient_steps: int, batch_size: int) -> None:
-            start = time.perf_counter()
-            train(gradient_steps=gradient_steps, batch_size=batch_size)
-            self.train_seconds.append(time.perf_counter() - start)
-            self.gradient_steps += gradient_steps
-
-        self.model.train = timed
-
-    def _run_learn(self, amount: int) -> int:
-        before = self.model.num_timesteps
-        self.model.learn(amount, reset_num_timesteps=False)
-        return int(self.model.num_timesteps - before)
-
-    def _run_predict(self, amount: int) -> int:
-        observation = self.model._last_obs[0]
-        for _ in range(amount):
-            self.model.predict(observation, deterministic=True)
-        return amount
-
-    def _run_products(self, amount: int) -> int:
-        import torch as th
-
-        for _ in range(amount):
-            for left, right, out in self.products:
-                for _ in range(10):
-                    th.mm(left, right, out=out)
-        return amount
-
-    def _run_environments(self, amount: int) -> int:
-        rounds = -(-amount // self.job["n_envs"])
-        for _ in range(rounds):
-            self.env.step(self.actions)
-        return int(rounds * self.job["n_envs"])
 
 
 class WorkerProcess:
@@ -188,10 +172,8 @@ class WorkerProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"])}
         if job["kind"] == SBX:
             flags = f"--xla_cpu_multi_thread_eigen={str(job['threads'] > 1).lower()}"
-            environment |= {
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"{flags} intra_op_parallelism_threads={job['threads']}",
-            }
+            flags += f" intra_op_parallelism_threads={job['threads']}"
+            environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         if cache is not None:
             environment["TORCHINDUCTOR_CACHE_DIR"] = cache
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `close` closes it
@@ -239,13 +221,6 @@ class WorkerProcess:
             pass  # `ask` will find no answer, and say why
 
 
-def _product(rows: int, inner: int, columns: int) -> tuple[Any, Any, Any]:
-    """The two factors of one hidden layer's product, (B, h1) and (h1, h2), and where the result goes, (B, h2)."""
-    import torch as th
-
-    return th.randn(rows, inner), th.randn(inner, columns), th.empty(rows, columns)
-
-
 def _fill(replay_buffer: Any) -> None:  # noqa: ANN401 - SB3's
     """Random transitions throughout: pages that were never written all lie in one place of the cache."""
     import numpy as np
@@ -270,8 +245,8 @@ def _versions(kind: str) -> dict[str, str]:
     # SBX runs without our package; where it is started in our checkout, metadata of ours may lie about.
     ours = () if kind == SBX else ("sb3-simple-ddpg",)
     names = (*ours, "stable-baselines3", "torch", "gymnasium", "numpy", "mujoco", "sbx-rl", "jax")
-    found = {name for name in names if next(iter(metadata.distributions(name=name)), None)}
-    return {"python": sys.version.split()[0], **{name: metadata.version(name) for name in names if name in found}}
+    found = [name for name in names if next(iter(metadata.distributions(name=name)), None)]
+    return {"python": sys.version.split()[0], **{name: metadata.version(name) for name in found}}
 
 
 def main() -> None:

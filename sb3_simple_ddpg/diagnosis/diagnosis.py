@@ -10,8 +10,9 @@ in docs/diagnose.md.
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -158,35 +159,20 @@ class _Patient:
         return np.asarray(buffer._normalize_reward(stored, self.model._vec_normalize_env), np.float64)
 
 
-def _no_exploration(patient: _Patient) -> Finding | None:
-    scale = _noise(patient, max)  # a schedule may well end at 0
-    if scale is None or scale >= SMALLEST_NOISE:
-        return None
-    return Finding(
-        "no exploration", scale, "half the action range",
-        f"The action noise has a standard deviation of {scale:g} (1.0 is half the action range).",
-        f"After the {patient.model.learning_starts} random timesteps the agent sees only what its own actions lead to.",
-        "action_noise=0.1",
-    )  # fmt: skip
-
-
-def _too_much_noise(patient: _Patient) -> Finding | None:
-    scale = _noise(patient, min)
-    if scale is None or scale <= LARGEST_NOISE:
-        return None
-    return Finding(
-        "too much noise", scale, "half the action range",
-        f"The action noise has a standard deviation of {scale:g} (1.0 is half the action range, in every environment).",
-        "Nearly every action that is played is at a bound, whatever the actor says.",
-        "action_noise=0.1",
-    )  # fmt: skip
-
-
-def _noise(patient: _Patient, choose: Callable[[list[float]], float]) -> float | None:
+def _noise(patient: _Patient, little: bool) -> Finding | None:
     noise = patient.model.action_noise
-    if isinstance(noise, GaussianNoise):
-        return choose([noise.schedule(remaining) for remaining in (1.0, 0.75, 0.5, 0.25)])
-    return noise_scale(noise)
+    scale = noise_scale(noise)
+    if isinstance(noise, GaussianNoise):  # a schedule may well end at 0, or begin high
+        scale = (max if little else min)(noise.schedule(remaining) for remaining in (1.0, 0.75, 0.5, 0.25))
+    if scale is None or (scale >= SMALLEST_NOISE if little else scale <= LARGEST_NOISE):
+        return None
+    why = "Nearly every action is at a bound, whatever the actor says; the unit is the same in every environment."
+    if little:
+        starts = patient.model.learning_starts
+        why = f"After the {starts} random timesteps the agent sees only what its own actions lead to."
+    measured = f"The action noise has a standard deviation of {scale:g} (1.0 is half the action range)."
+    fault = "no exploration" if little else "too much noise"
+    return Finding(fault, scale, "half the action range", measured, why, "action_noise=0.1")
 
 
 def _action_bounds(patient: _Patient) -> Finding | None:
@@ -248,18 +234,16 @@ def _dimensions(patient: _Patient, states: Any) -> tuple[list[str], Array, Array
     for what is constant but for rounding).
     """
     seen = tensors(patient.model, states)
-    names: list[str] = []
-    size, change = [np.zeros(0)], [np.zeros(0)]
+    names, columns = [], []
     for key in _keys_of_numbers(patient.model.observation_space):
-        numbers = seen if key is None else seen[key]
-        numbers = numbers.cpu().numpy().astype(np.float64).reshape(len(numbers), -1)
-        names += [f"{index}" if key is None else f"{key!r} {index}" for index in range(numbers.shape[1])]
-        size.append(np.sqrt((numbers**2).mean(axis=0)))
-        deviation = numbers.std(axis=0)
-        least, share = _ROUNDING
-        varies = deviation > np.maximum(least, share * np.abs(numbers.mean(axis=0)))
-        change.append(np.where(varies, deviation, 0.0))
-    return names, np.concatenate(size), np.concatenate(change)
+        part = (seen if key is None else seen[key]).cpu().numpy().astype(np.float64)
+        part = part.reshape(len(part), -1)
+        names += [f"{index}" if key is None else f"{key!r} {index}" for index in range(part.shape[1])]
+        columns.append(part)
+    numbers = np.hstack(columns or [np.zeros((1, 0))])
+    deviation, (least, share) = numbers.std(axis=0), _ROUNDING
+    varies = deviation > np.maximum(least, share * np.abs(numbers.mean(axis=0)))
+    return names, np.sqrt((numbers**2).mean(axis=0)), np.where(varies, deviation, 0.0)
 
 
 def _keys_of_numbers(space: spaces.Space[Any]) -> list[str | None]:
@@ -289,11 +273,9 @@ def _saturation(patient: _Patient) -> Finding | None:
         return None
     with evaluation_mode(model):
         actions = model.actor(tensors(model, states)).cpu().numpy()
-    if len(actions) < 10:
-        return None
     share = np.maximum((actions > BOUND).mean(axis=0), (actions < -BOUND).mean(axis=0))
     stuck = int((share >= STUCK_SHARE).sum())
-    if stuck == 0:
+    if stuck == 0 or len(actions) < 10:
         return None
     return Finding(
         "saturation", float(share.max()), "of the states",
@@ -328,9 +310,8 @@ def _q_bias(patient: _Patient) -> Finding | None:
         return None
     # So many gradient steps it takes until the targets have followed, by a share of tau, through the critic's horizon.
     horizon = measured.length if model.gamma == 1 else min(measured.length, 1 / (1 - model.gamma))
-    if model._n_updates < horizon / model.tau:
-        return None
-    if abs(measured.bias) <= max(measured.typical, float(np.abs(rewards).max())):
+    usual = max(measured.typical, float(np.abs(rewards).max()))
+    if model._n_updates < horizon / model.tau or abs(measured.bias) <= usual:
         return None
     return Finding(
         "Q bias", measured.bias, "of the rewards' unit",
@@ -398,7 +379,8 @@ def _buffer_memory(patient: _Patient) -> Finding | None:
     buffer, memory = patient.model.replay_buffer, _memory_bytes()
     if buffer is None or memory is None:
         return None
-    size = float(_bytes(vars(buffer).values()))
+    stored = [each for kept in vars(buffer).values() for each in (kept.values() if isinstance(kept, dict) else [kept])]
+    size = float(sum(each.nbytes for each in stored if isinstance(each, np.ndarray)))
     if patient.buffer_size is not None:
         size *= patient.buffer_size / (buffer.buffer_size * buffer.n_envs)
     if size <= BUFFER_SHARE * memory:
@@ -429,14 +411,6 @@ def _threads(patient: _Patient) -> Finding | None:
     )  # fmt: skip
 
 
-def _bytes(values: Iterable[Any]) -> int:
-    """Of all arrays, those in dictionaries too."""
-    return sum(
-        value.nbytes if isinstance(value, np.ndarray) else _bytes(value.values()) if isinstance(value, dict) else 0
-        for value in values
-    )
-
-
 def _memory_bytes() -> int | None:
     """That this process may use; None where the system does not say."""
     try:
@@ -452,8 +426,8 @@ def _memory_bytes() -> int | None:
 FAULTS: Final[dict[str, Callable[[_Patient], Finding | None]]] = {
     "observation scale": _observation_scale,
     "reward scale": _reward_scale,
-    "no exploration": _no_exploration,
-    "too much noise": _too_much_noise,
+    "no exploration": partial(_noise, little=True),
+    "too much noise": partial(_noise, little=False),
     "action bounds": _action_bounds,
     "learning starts": _learning_starts,
     "updates per step": _updates,
@@ -463,7 +437,4 @@ FAULTS: Final[dict[str, Callable[[_Patient], Finding | None]]] = {
     "threads": _threads,
 }
 #: Faults that follow from others: to cure these alone seldom helps.
-CAUSES: Final[dict[str, tuple[str, ...]]] = {
-    "saturation": ("observation scale", "reward scale"),
-    "Q bias": ("observation scale", "reward scale"),
-}
+CAUSES: Final = dict.fromkeys(("saturation", "Q bias"), ("observation scale", "reward scale"))

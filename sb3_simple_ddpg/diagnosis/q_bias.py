@@ -86,7 +86,7 @@ def measure_q_bias(model: "Agent", episodes: int = 10) -> QBias | None:
         if cut.any():
             q_ends[cut] = q_of_actor(model, pick(buffer.next_observations, rows[ends[cut]], envs[cut]))
     returns = np.array([
-        _discounted(rewards[start : end + 1, env], model.gamma, q_end)
+        np.append(rewards[start : end + 1, env], q_end) @ model.gamma ** np.arange(end - start + 2)
         for (env, start, end), q_end in zip(found, q_ends, strict=True)
     ])  # fmt: skip
     typical = float(np.sqrt((returns**2).mean()))
@@ -114,10 +114,7 @@ class QBiasCallback(BaseCallback):
         self._next = 0
 
     def _on_training_start(self) -> None:
-        self._plan()
-
-    def _plan(self) -> None:
-        """At whole multiples, so that a resumed run measures where the one that was never stopped does."""
+        # At whole multiples, so that a resumed run measures where the one that was never stopped does.
         self._next = (self.num_timesteps // self.every + 1) * self.every
 
     def _on_step(self) -> bool:
@@ -126,7 +123,7 @@ class QBiasCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self.num_timesteps < self._next:
             return
-        self._plan()
+        self._on_training_start()
         measured = measure_q_bias(self.model, self.episodes)
         if measured is not None:
             self.logger.record("rollout/q_bias", measured.bias)
@@ -205,15 +202,14 @@ def evaluation_mode(model: "Agent") -> Iterator[None]:
 
 def _joined(buffer: ReplayBuffer, rows: Array) -> Array:
     """Whether the next row goes on where this one ended, shape (rows - 1, environments): a new `learn` does not."""
-    stored: Any = buffer.observations
-    following: Any = getattr(buffer, "next_observations", None)
     joined = np.ones((len(rows) - 1, buffer.n_envs), bool)
-    if following is None:  # a buffer that saves memory keeps only the one
+    if not hasattr(buffer, "next_observations"):  # a buffer that saves memory keeps only the one
         return joined
-    parts = stored.keys() if isinstance(stored, dict) else [None]
-    for key in parts:
-        before, after = (following, stored) if key is None else (following[key], stored[key])
-        same = before[rows[:-1]] == after[rows[1:]]
+    stored, following = (
+        {"": each} if isinstance(each, np.ndarray) else each for each in (buffer.observations, buffer.next_observations)
+    )
+    for key, observations in stored.items():
+        same = following[key][rows[:-1]] == observations[rows[1:]]
         joined &= same.reshape(*same.shape[:2], -1).all(axis=2)
     return joined
 
@@ -226,10 +222,3 @@ def _whole_episodes(dones: Array, joined: Array, known_start: bool) -> Iterator[
             start = row
         if done and start is not None:
             yield start, row
-
-
-def _discounted(rewards: Array, gamma: float, end: float) -> float:
-    total = end
-    for reward in rewards[::-1]:
-        total = float(reward) + gamma * total
-    return total

@@ -4,12 +4,10 @@ Not here: how they are run (`experiment.py`).
 """
 
 import ast
-import functools
+import copy
 import importlib
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final
 
 import gymnasium as gym
@@ -21,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_simple_ddpg import presets
 from sb3_simple_ddpg.experiment import runs
@@ -55,12 +53,15 @@ CLASSES: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
     "replay_buffer_class": (ReplayBuffer, ("stable_baselines3.common.buffers", "stable_baselines3")),
     "rollout_buffer_class": (RolloutBuffer, ("stable_baselines3.common.buffers",)),
     "features_extractor_class": (BaseFeaturesExtractor, ("stable_baselines3.common.torch_layers",)),
-    "optimizer_class": (
-        th.optim.Optimizer,
-        ("torch.optim", "stable_baselines3.common.sb2_compat.rmsprop_tf_like"),
-    ),
+    "optimizer_class": (th.optim.Optimizer, ("torch.optim", "stable_baselines3.common.sb2_compat.rmsprop_tf_like")),
     "activation_fn": (th.nn.Module, ("torch.nn.modules.activation",)),
 }
+
+#: Classes in those modules that nothing can be made of, or not without arguments.
+NOT_MEANT: Final = (
+    "BaseFeaturesExtractor", "Module", "MultiheadAttention", "NonDynamicallyQuantizableLinear", "Optimizer",
+    "Threshold",
+)  # fmt: skip
 
 #: In a setting's place: whoever takes part.
 EVERYBODY: Final = "all"
@@ -158,33 +159,30 @@ def settings_from(
             )
         for taker in takers:
             settings[taker] |= presets.choose_preset(preset, env_id)[1]
-    for to_all in (True, False):
-        for assignment in assignments:
-            left, separator, value = assignment.partition("=")
-            owner, dot, rest = left.strip().partition(".")
-            if not separator or not owner:
-                raise ValueError(f"--set takes algorithm.name=value, got {assignment!r}: --set td3.gamma=0.98.")
-            named = bool(dot) and owner in known
-            if named is to_all:
-                continue
-            keys = (rest if named or (dot and owner == EVERYBODY) else left.strip()).split(".")
-            for taker in [owner] if named else known:
-                _check_argument(known[taker], keys[0], owner if dot else None, [*known])
-                assign(settings[taker], keys, value)
+    for assignment in sorted(assignments, key=lambda each: each.partition("=")[0].partition(".")[0].strip() in known):
+        left, separator, value = assignment.partition("=")
+        owner, dot, rest = left.strip().partition(".")
+        if not separator or not owner:
+            raise ValueError(f"--set takes algorithm.name=value, got {assignment!r}: --set td3.gamma=0.98.")
+        named = bool(dot) and owner in known
+        keys = (rest if named or (dot and owner == EVERYBODY) else left.strip()).split(".")
+        for taker in [owner] if named else known:
+            _check_argument(known[taker], keys[0], owner if dot else None, [*known])
+            assign(settings[taker], keys, value)
     return settings
 
 
 def _check_argument(algorithm: Algorithm, argument: str, owner: str | None, known: list[str]) -> None:
     if argument in RESERVED:
         raise ValueError(f"--set {argument} cannot be given: use {RESERVED[argument]}.")
-    if argument in algorithm.parameters or argument == presets.NORMALIZE:
+    arguments = [*algorithm.parameters, presets.NORMALIZE]
+    if argument in arguments:
         return
     if owner == argument and owner not in (EVERYBODY, *known):  # sdc.gamma=0.9
         raise ValueError(
             f"{argument!r} is neither an algorithm of this comparison nor an argument of {algorithm.name}: "
             f"{checks.did_you_mean(argument, [*known, *algorithm.parameters])}"
         )
-    arguments = [*algorithm.parameters, presets.NORMALIZE]
     raise ValueError(
         f"{algorithm.name} has no argument {argument!r}: {checks.did_you_mean(argument, arguments)} "
         "A setting for some algorithms only is written algorithm.name=value."
@@ -234,8 +232,10 @@ def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the arg
 
 
 def _find_class(name: str, text: str) -> Any:  # noqa: ANN401 - a function may stand for a class
-    kind, _ = CLASSES.get(name, (object, ()))
-    short = short_names(name)
+    kind, modules = CLASSES.get(name, (object, ()))
+    named = {each: cls for module in modules for each, cls in vars(importlib.import_module(module)).items()}
+    classes = (each for each in sorted(named) if isinstance(named[each], type) and issubclass(named[each], kind))
+    short = {each: named[each] for each in classes if each not in NOT_MEANT}
     if ":" in text or "." in text:
         found = runs.import_object(text)
     elif text in short:
@@ -250,48 +250,20 @@ def _find_class(name: str, text: str) -> Any:  # noqa: ANN401 - a function may s
     return found
 
 
-@functools.cache
-def short_names(name: str) -> Mapping[str, type[Any]]:
-    """
-    :param name: of a setting
-    :return: the classes that need no path there, by their names
-    """
-    kind, modules = CLASSES.get(name, (object, ()))
-    found: dict[str, type[Any]] = {}
-    for module in map(importlib.import_module, modules):
-        for each, cls in vars(module).items():
-            if not (isinstance(cls, type) and issubclass(cls, kind)) or cls in _BASES:
-                continue
-            if kind is not th.nn.Module or _needs_no_arguments(cls):  # as SB3 makes the layers between its own
-                found[each] = cls
-    return MappingProxyType(dict(sorted(found.items())))
-
-
-#: Kinds, of which there is nothing to be made.
-_BASES: Final = (BaseFeaturesExtractor, th.optim.Optimizer, th.nn.Module)
-
-
-def _needs_no_arguments(cls: type[Any]) -> bool:
-    return all(
-        each.default is not each.empty or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-        for each in inspect.signature(cls).parameters.values()
-    )
-
-
 def build(
     algorithm: Algorithm, env: gym.Env[Any, Any], arguments: Mapping[str, Any], seed: int | None
 ) -> BaseAlgorithm:
     """
     :param algorithm: its class
     :param env: one environment
-    :param arguments: of the constructor; copied as deep as dictionaries and lists go, since SB3 writes into them.
+    :param arguments: of the constructor; copied, since SB3 writes into its dictionaries.
         `action_noise` may be a number or `OrnsteinUhlenbeck(...)` for any algorithm: what SB3's own need is made of it.
         `normalize_observations=True` puts VecNormalize around the environment
     :param seed: of everything; None leaves all random streams as they are
     :return: the algorithm, ready to learn
     :raises TypeError: for `normalize_observations` that is neither True nor False, or noise that the algorithm lacks
     """
-    given = _copy({"policy": runs.policy_for(env.observation_space), **arguments})
+    given = copy.deepcopy({"policy": runs.policy_for(env.observation_space), **arguments})
     normalize = take_normalize(given)
     noise = given.get("action_noise")
     if not issubclass(algorithm.cls, SimpleDDPG) and noise is not None:
@@ -308,7 +280,8 @@ def build(
             given["action_noise"] = make_action_noise(noise, shape, 1)
         elif isinstance(noise, LinearSchedule):
             raise TypeError(f"action_noise={noise} is for SimpleDDPG alone: give a number such as 0.1.")
-    model: BaseAlgorithm = algorithm.cls(env=normalized(env) if normalize else env, seed=seed, **given)
+    vec_env = VecNormalize(DummyVecEnv([lambda: Monitor(env)]), norm_reward=False) if normalize else env
+    model: BaseAlgorithm = algorithm.cls(env=vec_env, seed=seed, **given)
     return model
 
 
@@ -326,20 +299,6 @@ def take_normalize(arguments: dict[str, Any]) -> bool:
     return value
 
 
-def normalized(env: gym.Env[Any, Any]) -> VecEnv:
-    """
-    :param env: one environment
-    :return: the same, monitored, its observations on their way to zero mean and unit variance; rewards stay as they are
-    """
-    return VecNormalize(DummyVecEnv([lambda: Monitor(env)]), norm_reward=False)
-
-
-def _copy(value: Any) -> Any:  # noqa: ANN401 - whatever is within
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
 def env_kwargs_from(assignments: Iterable[str], env_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """
     Arguments of environments as typed. What names an environment goes before what is for all.
@@ -350,20 +309,17 @@ def env_kwargs_from(assignments: Iterable[str], env_ids: Sequence[str]) -> dict[
     :raises ValueError: for what is no assignment
     """
     found: dict[str, dict[str, Any]] = {env_id: {} for env_id in env_ids}
-    for to_all in (True, False):
-        for assignment in assignments:
-            owner = next((env_id for env_id in env_ids if assignment.startswith(f"{env_id}.")), None)
-            if (owner is None) is not to_all:
-                continue
-            name, separator, text = assignment.removeprefix(f"{owner}.").partition("=")
-            name = name.strip()
-            if not separator or not name.isidentifier():
-                raise ValueError(
-                    f"--env-kwargs takes name=value, an argument of the environment, got {assignment!r}: --env-kwargs "
-                    f"max_episode_steps=500, for example{', or environment.name=value' if len(env_ids) > 1 else ''}."
-                )
-            for env_id in env_ids if owner is None else [owner]:
-                found[env_id][name] = runs.read_value(text)
+    owned = [(next((env_id for env_id in env_ids if each.startswith(f"{env_id}.")), ""), each) for each in assignments]
+    for owner, assignment in sorted(owned, key=lambda each: each[0] != ""):
+        name, separator, text = assignment.removeprefix(f"{owner}.").partition("=")
+        name = name.strip()
+        if not separator or not name.isidentifier():
+            raise ValueError(
+                f"--env-kwargs takes name=value, an argument of the environment, got {assignment!r}: --env-kwargs "
+                f"max_episode_steps=500, for example{', or environment.name=value' if len(env_ids) > 1 else ''}."
+            )
+        for env_id in [owner] if owner else env_ids:
+            found[env_id][name] = runs.read_value(text)
     return found
 
 

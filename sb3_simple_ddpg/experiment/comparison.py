@@ -6,12 +6,11 @@ Not here: the runs (`experiment.py`), the formulas (`statistics.py`), tables and
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import gymnasium as gym
-import numpy as np
 import pandas as pd
 
 from sb3_simple_ddpg.experiment import folder as experiment_folder
@@ -61,23 +60,16 @@ class Request:
         :return: this one, with the other's where this one says nothing; settings, presets, margins and
             arguments of the environment follow the other's
         """
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        said: dict[str, Any] = {name: value for name, value in vars(self).items() if value not in (None, ())}
         for name in ("settings", "preset", "env_kwargs", "margin"):
-            values[name] = tuple(dict.fromkeys([*getattr(other, name), *values[name]]))
-        return Request(
-            **{name: getattr(other, name) if value in (None, ()) else value for name, value in values.items()}
-        )
+            said[name] = tuple(dict.fromkeys([*getattr(other, name), *said.get(name, ())]))
+        return replace(other, **said)
 
 
 DEFAULTS = Request(
-    env=("Pendulum-v1",),
-    algorithms=("simple_ddpg", "ddpg"),
-    seeds=10,
-    first_seed=0,
-    timesteps=20_000,
-    eval_episodes=10,
-    threads=1,
-)
+    env=("Pendulum-v1",), algorithms=("simple_ddpg", "ddpg"), seeds=10, first_seed=0, timesteps=20_000,
+    eval_episodes=10, threads=1,
+)  # fmt: skip
 
 
 def compare(
@@ -86,10 +78,8 @@ def compare(
     console: "Console",
     *,
     resume: bool = False,
-    engine: Literal["local", "ray"] = "local",
-    jobs: int | None = None,
-    ray_address: str | None = None,
     live: bool = True,
+    **where: Any,  # noqa: ANN401 - `run_experiment` says what
 ) -> int:
     """
     Run what is missing, then write the summary and print its table.
@@ -98,10 +88,8 @@ def compare(
     :param folder: to write
     :param console: to print on
     :param resume: go on with what is in the folder
-    :param engine: "local" or "ray"
-    :param jobs: number of runs at a time; None: as many as there are cores for
-    :param ray_address: of a running Ray cluster
     :param live: show a display that changes, where the console can
+    :param where: `engine`, `jobs` and `ray_address` of `run_experiment`
     :return: exit status: 0, or 1 when a run failed
     :raises ValueError: for anything that cannot work, before any run starts
     """
@@ -119,11 +107,10 @@ def compare(
             "interval. Ten is a good number."
         )
     thresholds = _thresholds(request)
-    _read_margins(request)  # a mistake shows before the environments are made
+    _margins(request, thresholds, {})  # a mistake shows before the environments are made
     find_algorithms(request.algorithms)  # so does a mistake in a name
 
-    cluster = {"engine": engine, "ray_address": ray_address} if engine != "local" else {}
-    command = _command(request, folder, **cluster, jobs=jobs)
+    command = _command(request, folder, **{name: value for name, value in where.items() if value != "local"})
     display = Display(console, live)
 
     def notes(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,13 +130,11 @@ def compare(
             eval_every=request.eval_every,
             eval_episodes=request.eval_episodes,
             threads=request.threads,
-            engine=engine,
-            jobs=jobs,
-            ray_address=ray_address,
             folder=folder,
             resume=resume,
             notes=notes,
             watcher=display,
+            **where,
         )
     with experiment_folder.locked(folder):
         summary = summarise(experiment, thresholds)
@@ -166,8 +151,8 @@ def compare(
 
 def _read_request(folder: Path, plan: Mapping[str, Any]) -> Request:
     """What was typed when a comparison was begun."""
-    stored = dict(plan.get("request", {}))
-    stored = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    typed = plan.get("request", {}).items()
+    stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in typed}
     if isinstance(stored.get("margin"), int | float):  # of before a margin could be a return
         stored["margin"] = (str(stored["margin"]),)
     try:
@@ -178,7 +163,7 @@ def _read_request(folder: Path, plan: Mapping[str, Any]) -> Request:
 
 def _command(request: Request, folder: Path, **others: object) -> str:
     """The whole comparison as one command, also where it was resumed; the user's own folders are nobody's business."""
-    values = {each.name.replace("settings", "set"): getattr(request, each.name) for each in fields(request)}
+    values = {name.replace("settings", "set"): value for name, value in vars(request).items()}
     words = ["simple-ddpg", "compare"]
     for name, value in {**values, **others, "out": folder.name}.items():
         if value not in (None, ()):
@@ -189,86 +174,61 @@ def _command(request: Request, folder: Path, **others: object) -> str:
 def _thresholds(request: Request) -> dict[str, tuple[float | None, str]]:
     """For each environment the return at which it counts as solved, and where that number comes from."""
     found: dict[str, tuple[float | None, str]] = {}
-    typed: dict[str, float] = {}
-    for text in request.threshold:
-        env_id, separator, number = text.rpartition("=")
-        if separator and env_id not in request.env:
-            raise ValueError(f"--threshold {text}: {env_id!r} takes no part in this comparison.")
-        try:
-            value = float(number)
-        except ValueError as error:
-            raise ValueError(f"--threshold takes a return, or environment=return, got {text!r}.") from error
-        if not math.isfinite(value):
-            raise ValueError(f"--threshold must be a finite return, got {text!r}.")
-        typed |= {env_id: value} if separator else dict.fromkeys(request.env, value)
+    for_all, typed = _typed("threshold", request.threshold, request.env, "a return", "a finite return", -math.inf)
     for env_id in request.env:
-        if env_id in typed:
-            found[env_id] = typed[env_id], "--threshold"
+        if (value := typed.get(env_id, for_all)) is not None:
+            found[env_id] = value, "--threshold"
             continue
         try:
             registered = gym.spec(env_id.partition(":")[2] or env_id).reward_threshold
         except gym.error.Error:
             registered = None  # `run_experiment` says what is wrong with it
-        found[env_id] = THRESHOLDS.get(env_id, (registered, "Gymnasium's registry")) if registered is None else (
-            float(registered), "Gymnasium's registry",
-        )  # fmt: skip
+        known = THRESHOLDS.get(env_id, (None, "none"))
+        found[env_id] = known if registered is None else (float(registered), "Gymnasium's registry")
     return found
 
 
-def _read_margins(request: Request) -> tuple[float, dict[str, float]]:
-    """The share of the distance from random actions to the threshold, and the returns of single environments."""
-    share, returns = SHARE, {}
-    for text in request.margin:
+def _typed(
+    option: str, texts: tuple[str, ...], env_ids: tuple[str, ...], what: str, must: str, above: float
+) -> tuple[float | None, dict[str, float]]:
+    """Numbers as typed: the one for all environments, and those of single environments."""
+    found: dict[str, float] = {}
+    for text in texts:
         env_id, separator, number = text.rpartition("=")
-        if separator and env_id not in request.env:
-            raise ValueError(f"--margin {text}: {env_id!r} takes no part in this comparison.")
+        if separator and env_id not in env_ids:
+            raise ValueError(f"--{option} {text}: {env_id!r} takes no part in this comparison.")
         try:
-            value = float(number)
+            found[env_id] = float(number)
         except ValueError as error:
-            raise ValueError(f"--margin takes a share, or environment=return, got {text!r}.") from error
-        if not 0 < value < math.inf:
-            raise ValueError(f"--margin must be above 0, got {text}: 0.1 for example.")
-        if separator:
-            returns[env_id] = value
-        else:
-            share = value
-    return share, returns
+            raise ValueError(f"--{option} takes {what}, or environment=return, got {text!r}.") from error
+        if not above < found[env_id] < math.inf:
+            raise ValueError(f"--{option} must be {must}, got {text}.")
+    return found.pop("", None), found
 
 
 def _margins(
-    request: Request,
-    thresholds: Mapping[str, tuple[float | None, str]],
-    random_returns: Mapping[str, float | None],
+    request: Request, thresholds: Mapping[str, tuple[float | None, str]], random_returns: Mapping[str, float | None]
 ) -> dict[str, float | None]:
     """
     For each environment the difference of means that does not matter, in the unit of its returns; None: nobody said.
 
     It depends on nothing that the runs will give: a margin chosen from the data would show whatever one likes.
     """
-    share, found = _read_margins(request)
-    margins: dict[str, float | None] = {}
+    share, typed = _typed("margin", request.margin, request.env, "a share", "above 0 (0.1 for example)", 0.0)
+    margins: dict[str, float | None] = dict.fromkeys(request.env)
     for env_id in request.env:
         low, high = random_returns.get(env_id), thresholds.get(env_id, (None, ""))[0]
-        margins[env_id] = found.get(env_id)
-        if env_id not in found and low is not None and high is not None and low < high:
-            margins[env_id] = share * (high - low)
-    return margins
+        if low is not None and high is not None and low < high:
+            margins[env_id] = (share or SHARE) * (high - low)
+    return margins | typed
 
 
 def _margins_as_begun(stored: Mapping[str, Any], begun: Request, request: Request) -> dict[str, float | None]:
-    """
-    :param stored: the plan of a comparison that was begun
-    :param begun: what was typed then
-    :param request: what has been typed then and now
-    :return: the margins that it was begun with
-    :raises ValueError: for another margin
-    """
-    thresholds = _thresholds(begun)
-    random_returns = stored.get("random_returns", {})
-    then = _margins(begun, thresholds, random_returns)
-    then |= stored.get("margins", {})  # folders of before they were recorded have none
+    """The margins that a comparison was begun with; another one is a ValueError."""
+    both = _thresholds(begun), stored.get("random_returns", {})
+    then = {**_margins(begun, *both), **stored.get("margins", {})}  # older folders have none recorded
     if request.margin != begun.margin:
-        now = _margins(request, thresholds, random_returns)
+        now = _margins(request, *both)
         for env_id, margin in then.items():
             if now.get(env_id) != margin:
                 raise ValueError(
@@ -292,43 +252,43 @@ def summarise(experiment: Experiment, thresholds: Mapping[str, tuple[float | Non
     environments = {}
     samples: dict[str, dict[str, Array]] = {}  # normalised, of the environments that can be
     for env_id in plan["env_ids"]:
-        threshold, source = thresholds.get(env_id, (None, "none"))
-        table, normalised = _summarise_environment(experiment, env_id, threshold, source, margins.get(env_id))
+        table, normalised = _summarise_environment(
+            experiment, env_id, *thresholds.get(env_id, (None, "none")), margins.get(env_id)
+        )
         environments[env_id] = table
-        if normalised is not None:
+        if normalised and all(len(values) > 1 for values in normalised.values()):
             samples[env_id] = normalised
-    aggregate = _aggregate(samples, list(plan["algorithms"])) if len(environments) > 1 else None
-    summary = {
+    # Over the environments whose returns can be normalised, where there are two of them at least.
+    tasks = {name: [sample[name] for sample in samples.values()] for name in plan["algorithms"]}
+    aggregate = _aggregate(list(samples), tasks) if len(samples) > 1 else None
+    return {
         "environments": environments,
         "aggregate": aggregate,
         "margins": margins,
         "failed": len(experiment.failures),
+        "sentences": _sentences(experiment, environments, aggregate),
+        "samples": tasks if aggregate is not None else None,
     }
-    return {**summary, "sentences": _sentences(experiment, environments, aggregate)}
 
 
 def _summarise_environment(
     experiment: Experiment, env_id: str, threshold: float | None, source: str, margin: float | None
-) -> tuple[dict[str, Any], dict[str, Array] | None]:
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The table, and the normalised returns where they can be normalised."""
     runs, evaluations = (frame[frame.env_id == env_id] for frame in (experiment.runs, experiment.evaluations))
     names = list(experiment.plan["algorithms"])
-    finals = {name: runs[runs.algorithm == name].sort_values("seed").final_return.to_numpy(float) for name in names}
-    random_return = experiment.plan["random_returns"].get(env_id)
+    own = {name: runs[runs.algorithm == name].sort_values("seed") for name in names}
+    finals = {name: own[name].final_return.to_numpy(float) for name in names}
+    low = experiment.plan["random_returns"].get(env_id)
     best = max((float(values.mean()) for values in finals.values() if len(values)), default=-math.inf)
     high, high_source = (best, "the best algorithm's mean") if threshold is None else (threshold, source)
-    can_normalise = random_return is not None and random_return < high < math.inf
-    normalised = (
-        {name: statistics.normalise(values, random_return, high) for name, values in finals.items()}
-        if can_normalise
-        else None
-    )
+    between = [low, high] if low is not None and low < high < math.inf else None
+    normalised = {name: statistics.normalise(finals[name], *between) for name in names} if between else {}
     rows = {}
     for name in names:
-        own = runs[runs.algorithm == name].sort_values("seed")
-        curves = [
-            curve.sort_values("timestep") for _, curve in evaluations[evaluations.algorithm == name].groupby("seed")
-        ]
-        rows[name] = _numbers(finals[name], None if normalised is None else normalised[name], own, curves, threshold)
+        by_seed = evaluations[evaluations.algorithm == name].sort_values("timestep").groupby("seed")
+        curves = [curve for _, curve in by_seed]
+        rows[name] = _numbers(finals[name], normalised.get(name), own[name], curves, threshold)
     first = names[0]
     differences = {
         name: statistics.difference(finals[first], finals[name], margin)
@@ -338,52 +298,49 @@ def _summarise_environment(
     corrected = statistics.holm([found.p_value for found in differences.values()])
     against = {}
     for (name, found), p_value in zip(differences.items(), corrected, strict=True):
-        seconds, processor = (
-            [runs[runs.algorithm == each][column].to_numpy(float) for each in (first, name)]
-            for column in ("wall_time_s", "cpu_time_s")
+        wall, processor = (
+            statistics.speed_ratio(own[first][column], own[name][column]) for column in ("wall_time_s", "cpu_time_s")
         )
         against[name] = {
             **{each.name: getattr(found, each.name) for each in fields(found)},
             "p_value_holm": p_value,
             "verdict": found.verdict(len(differences), p_value),
             "equivalent": found.equivalent,
-            "speed_ratio": statistics.speed_ratio(*seconds),
-            "processor_ratio": statistics.speed_ratio(*processor),
+            "speed_ratio": wall,
+            "processor_ratio": processor,
         }
     table = {
-        "random_return": random_return,
+        "random_return": low,
         "threshold": threshold,
         "threshold_source": source if threshold is not None else "none",
-        "normalised_between": [random_return, high] if can_normalise else None,
+        "normalised_between": between,
         "normalised_source": high_source,
         "algorithms": rows,
         "reference": first,
         "against": against,
     }
-    return table, normalised if normalised and all(len(values) > 1 for values in normalised.values()) else None
+    return table, normalised
+
+
+_STATISTICS: Final = {name: getattr(statistics, name) for name in ("iqm", "mean", "median", "optimality_gap")}
 
 
 def _numbers(
-    finals: Array,
-    normalised: Array | None,
-    own: pd.DataFrame,
-    curves: list[pd.DataFrame],
-    threshold: float | None,
+    finals: Array, normalised: Array | None, own: pd.DataFrame, curves: list[pd.DataFrame], threshold: float | None
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"runs": len(finals)}
     if len(finals) < 2:
         return row
     for name, statistic in _STATISTICS.items():
-        row[name] = statistics.interval([finals], statistic)
-    if normalised is not None:
-        row["optimality_gap"] = statistics.interval([normalised], statistics.optimality_gap)
-    row["area_under_curve"] = statistics.interval(
-        [np.array([statistics.area_under_curve(curve.timestep, curve.mean_return) for curve in curves])]
-    )
+        sample = finals if name != "optimality_gap" else normalised
+        if sample is not None:
+            row[name] = statistics.interval([sample], statistic)
+    areas = [statistics.area_under_curve(curve.timestep, curve.mean_return) for curve in curves]
+    row["area_under_curve"] = statistics.interval([areas])
     if "final_success_rate" in own and own.final_success_rate.notna().all():
-        row["success_rate"] = statistics.interval([own.final_success_rate.to_numpy(float)], statistics.mean)
-    row["wall_time_s"] = statistics.interval([own.wall_time_s.to_numpy(float)], statistics.median)
-    row["cpu_time_s"] = statistics.interval([own.cpu_time_s.to_numpy(float)], statistics.median)
+        row["success_rate"] = statistics.interval([own.final_success_rate], statistics.mean)
+    for name in ("wall_time_s", "cpu_time_s"):
+        row[name] = statistics.interval([own[name]], statistics.median)
     if threshold is not None:
         row["solved"] = statistics.fraction_solved(finals, threshold)
         for name, column in (("timesteps_to_threshold", "timestep"), ("seconds_to_threshold", "wall_time_s")):
@@ -393,21 +350,14 @@ def _numbers(
     return row
 
 
-_STATISTICS: Final = {"iqm": statistics.iqm, "mean": statistics.mean, "median": statistics.median}
-
-
-def _aggregate(samples: dict[str, dict[str, Array]], names: list[str]) -> dict[str, Any] | None:
-    """Over the environments whose returns can be normalised; None for fewer than two of them."""
-    if len(samples) < 2:
-        return None
-    tasks = {name: [sample[name] for sample in samples.values()] for name in names}
+def _aggregate(env_ids: list[str], tasks: dict[str, list[Array]]) -> dict[str, Any]:
     rows = {
-        name: {label: statistics.interval(tasks[name], statistic) for label, statistic in _STATISTICS.items()}
-        | {"optimality_gap": statistics.interval(tasks[name], statistics.optimality_gap)}
-        for name in names
+        name: {label: statistics.interval(samples, statistic) for label, statistic in _STATISTICS.items()}
+        for name, samples in tasks.items()
     }
-    against = {name: statistics.probability_of_improvement(tasks[names[0]], tasks[name]) for name in names[1:]}
-    return {"env_ids": list(samples), "algorithms": rows, "improvement": against, "samples": tasks}
+    first, *others = tasks
+    against = {name: statistics.probability_of_improvement(tasks[first], tasks[name]) for name in others}
+    return {"env_ids": env_ids, "algorithms": rows, "improvement": against}
 
 
 def _sentences(
@@ -415,12 +365,13 @@ def _sentences(
 ) -> list[str]:
     """Who won and who lost, in words."""
     found = []
+    seeds, fewest = len(experiment.plan["seeds"]), len(experiment.plan["seeds"])
     for env_id, table in environments.items():
-        first = table["reference"]
+        first, algorithms = table["reference"], table["algorithms"]
         for name, row in table["against"].items():
             found.append(f"{env_id}: {_verdict(first, name, row)}")
             ratio: Interval = row["speed_ratio"]
-            if min(table["algorithms"][each]["runs"] for each in (first, name)) < 5:
+            if min(algorithms[each]["runs"] for each in (first, name)) < 5:
                 how = "too few seeds to call it faster or slower"
             elif ratio.holds(1.0):
                 how = "neither faster nor slower, as far as shown"
@@ -430,34 +381,29 @@ def _sentences(
                 f"{env_id}: {first} trains {ratio.estimate:.2f} times as fast as {name} (95 %: {ratio.low:.2f} to "
                 f"{ratio.high:.2f}, seconds of training): {how}."
             )
-        for name, row in table["algorithms"].items():
-            if row["runs"] < len(experiment.plan["seeds"]):
-                found.append(
-                    f"{env_id}: {name} has {row['runs']} of {len(experiment.plan['seeds'])} runs; the others failed."
-                )
-    counts = [row["runs"] for table in environments.values() for row in table["algorithms"].values()]
-    runs = min(len(experiment.plan["seeds"]), *counts)
-    if runs < 5:
-        reach = 100 * (1 - 2.0 ** (1 - runs)) if runs > 1 else 0
+        for name, row in algorithms.items():
+            fewest = min(fewest, row["runs"])
+            if row["runs"] < seeds:
+                found.append(f"{env_id}: {name} has {row['runs']} of {seeds} runs; the others failed.")
+    if fewest < 5:
+        reach = 100 * (1 - 2.0 ** (1 - fewest)) if fewest > 1 else 0
         found.append(
-            f"Too few seeds for intervals: {runs} runs span the true median only {reach:.0f} times in 100, however the "
-            "interval is made. Use ten."
+            f"Too few seeds for intervals: {fewest} runs span the true median only {reach:.0f} times in 100, however "
+            "the interval is made. Use ten."
         )
-    elif runs < 10:
-        found.append(f"With {runs} seeds the intervals are rough; ten or more are better.")
+    elif fewest < 10:
+        found.append(f"With {fewest} seeds the intervals are rough; ten or more are better.")
     for column in ("torch", "python", "host"):
         if column in experiment.runs and experiment.runs[column].nunique() > 1:
             found.append(
                 f"Mind that the runs differ in {column}: {', '.join(sorted(experiment.runs[column].unique()))}. "
                 "Seconds of different machines and versions cannot be compared."
             )
-    if aggregate is not None:
-        for name, improvement in aggregate["improvement"].items():
-            first = next(iter(aggregate["algorithms"]))
-            found.append(
-                f"All environments: a run of {first} beats one of {name} with probability "
-                f"{report.text(improvement, 2)}."
-            )
+    for name, improvement in (aggregate or {"improvement": {}})["improvement"].items():
+        found.append(
+            f"All environments: a run of {next(iter(experiment.plan['algorithms']))} beats one of {name} with "
+            f"probability {report.text(improvement, 2)}."
+        )
     return found
 
 
@@ -476,7 +422,6 @@ def _verdict(first: str, name: str, row: Mapping[str, Any]) -> str:
             f"too few seeds to tell {first} from {name}: whatever the returns, p cannot fall below "
             f"{row['smallest_p_value']:.2g} in one test. Use more seeds."
         )
-    if row["margin"] is None:
-        return f"no difference between {first} and {name} is shown ({p}). No margin given: equivalence not judged."
-    more = f" That they are the same within {row['margin']:.3g} is not shown either."
-    return f"no difference between {first} and {name} is shown ({p}).{more}"
+    more = f"That they are the same within {row['margin']:.3g} is not shown either." if row["margin"] else ""
+    more = more or "No margin given: equivalence not judged."
+    return f"no difference between {first} and {name} is shown ({p}). {more}"

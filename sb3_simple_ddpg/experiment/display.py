@@ -3,10 +3,11 @@
 Not here: the runs (`experiment.py`).
 """
 
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sb3_simple_ddpg.experiment.experiment import Watcher
 from sb3_simple_ddpg.experiment.worker import Job
 
 if TYPE_CHECKING:
+    from rich.columns import Columns
     from rich.console import Console
 
 
@@ -28,60 +30,46 @@ class Display(Watcher):
     """
 
     def __init__(self, console: "Console", live: bool = True) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
         self.console = console
         self.live = live and console.is_terminal
-        self._lock = threading.Lock()
-        self._running: dict[tuple[str, str, int], float] = {}
-        self._seconds: dict[str, list[float]] = {}
-        self._todo: dict[tuple[str, str, int], str] = {}
-        self.failed = 0
-        self.done = 0
-        self.total = 0
-        self.parallel = 1
-        self._progress = Progress(
-            BarColumn(bar_width=30), TextColumn("{task.description}"), console=console, disable=not self.live
-        )
+        self._say = partial(console.print, markup=False, highlight=False)
+        self._running: set[tuple[str, str, int]] = set()
+        self.before = self.done = self.failed = self.total = 0
+        self._begun, self._end = time.monotonic(), 0.0
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self) -> AbstractContextManager[Any]:
         """Keep the line on the terminal while the block runs."""
-        stop = threading.Event()
+        from rich.live import Live
 
-        def refresh() -> None:
-            while not stop.wait(1.0):
-                self._update()
+        if not self.live:
+            return nullcontext()
+        return Live(console=self.console, get_renderable=self._line, refresh_per_second=1)
 
-        with self._progress:
-            ticking = threading.Thread(target=refresh, daemon=True)
-            if self.live:
-                ticking.start()
-            try:
-                yield
-            finally:
-                stop.set()
+    def _line(self) -> "Columns":
+        from rich.columns import Columns
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        return Columns([ProgressBar(self.total or None, self.done, width=30), Text(self.status())])
 
     def planned(self, plan: Mapping[str, Any]) -> None:
+        if len(plan["algorithms"]) == 1:
+            return
         for env_id, differing in plan["differing"].items():
-            if len(plan["algorithms"]) > 1:
-                how = "these settings differ:" if differing else "all settings are identical, noise included."
-                self.console.print(f"{env_id}: {how}", markup=False, highlight=False)
+            how = "these settings differ:" if differing else "all settings are identical, noise included."
+            self._say(f"{env_id}: {how}")
             for name, values in differing.items():
-                said = ", ".join(f"{algorithm} {value}" for algorithm, value in values.items())
-                self.console.print(f"    {name}: {said}", markup=False, highlight=False)
+                self._say(f"    {name}: {', '.join(f'{each} {value}' for each, value in values.items())}")
         for env_id, margin in plan.get("margins", {}).items():
-            if margin is None and len(plan["algorithms"]) > 1:
-                self.console.print(
+            if margin is None:
+                self._say(
                     f"{env_id}: no margin given, so equivalence will not be judged. --threshold {env_id}=RETURN gives "
-                    f"one, or --margin {env_id}=RETURN.",
-                    markup=False, highlight=False,
-                )  # fmt: skip
+                    f"one, or --margin {env_id}=RETURN."
+                )
 
     def begin(self, jobs: Sequence[Job], finished: int, parallel: int) -> None:
-        self.total, self.done, self.parallel = len(jobs) + finished, finished, parallel
-        self._todo = {job.key: job.algorithm.name for job in jobs}
-        self._task = self._progress.add_task(self.status(), total=self.total, completed=finished)
+        self._begun = time.monotonic()
+        self.before, self.done, self.total = finished, finished, len(jobs) + finished
         if not jobs:
             self.console.print(f"All {self.total} runs are finished already.")
             return
@@ -89,57 +77,26 @@ class Display(Watcher):
         self.console.print(f"{self.total} runs{before}, {parallel} at a time. Ctrl-C stops; --resume goes on.")
 
     def started(self, job: Job) -> None:
-        with self._lock:
-            self._running[job.key] = time.monotonic()
-        self._update()
+        self._running.add(job.key)
 
     def ended(self, job: Job, record: Mapping[str, Any]) -> None:
-        with self._lock:
-            begun = self._running.pop(job.key)
-            del self._todo[job.key]
-            self.done += 1
-            if "error" in record:
-                self.failed += 1
-            else:
-                self._seconds.setdefault(job.algorithm.name, []).append(time.monotonic() - begun)
+        self._running.discard(job.key)
+        self.done += 1
+        self.failed += "error" in record
+        half, now = len(self._running) / 2, time.monotonic()  # what is going on counts as half done
+        share = (self.total - self.done - half) / (self.done - self.before + half)
+        self._end = now + share * (now - self._begun)
         if "error" in record:
             self.console.print(f"FAILED: {job.title}\n{record['error'].rstrip()}", style="red", markup=False)
         elif not self.live:
             returns = record["evaluations"][-1][2]
             final = f"{np.mean(returns):z.{runs.digits_of(returns)}f}"
             self.console.print(f"{job.title}: return {final}, {record['wall_time_s']:.0f} s. {self.status()}")
-        self._update()
 
     def status(self) -> str:
         """
-        :return: how far the comparison is
+        :return: how far the comparison is; the time left is that of the rest going on as it went
         """
-        left = self.seconds_left()
         text = f"{self.done} of {self.total} runs done, {len(self._running)} running, {self.failed} failed"
-        return text if left is None else f"{text}, about {_duration(left)} left"
-
-    def seconds_left(self) -> float | None:
-        """
-        :return: seconds that the rest will take if it goes on as it went; None while nothing has ended
-        """
-        with self._lock:
-            known = {name: float(np.mean(seconds)) for name, seconds in self._seconds.items()}
-            if not known:
-                return None
-            usual = float(np.mean(list(known.values())))
-            now = time.monotonic()
-            left = sum(
-                max(0.0, known.get(name, usual) - (now - self._running.get(key, now)))
-                for key, name in self._todo.items()
-            )
-        return left / self.parallel
-
-    def _update(self) -> None:
-        if self.live and self.total:
-            self._progress.update(self._task, completed=self.done, description=self.status())
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        left = timedelta(seconds=max(0, round(self._end - time.monotonic())))
+        return f"{text}, about {left} left" if self.before < self.done < self.total else text

@@ -16,28 +16,17 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import cloudpickle
 import joblib
 
-from sb3_simple_ddpg.experiment.worker import Job, execute_or_explain
+from sb3_simple_ddpg.experiment.worker import JOB, RESULT, Job, execute_or_explain
 from sb3_simple_ddpg.speed.cores import usable_cores
 
 Record = dict[str, Any]
-
-
-class Engine(Protocol):
-    """
-    Does runs.
-
-    `jobs` is how many at a time; `run` gives the record or {"error": text}; `stop` ends what runs and refuses more.
-    """
-
-    jobs: int
-
-    def run(self, job: Job) -> Record: ...
-    def stop(self) -> None: ...
+#: Does runs: `jobs` is how many at a time, `run` gives the record or {"error": text}, `stop` ends what runs, for good.
+Engine: TypeAlias = "LocalEngine | RayEngine"
 
 
 def run_all(jobs: Sequence[Job], engine: Engine, started: Callable[[Job], None]) -> Iterator[tuple[Job, Record]]:
@@ -80,16 +69,11 @@ class LocalEngine:
         :param job: the run
         :return: its record, or {"error": text}
         """
-        payload = cloudpickle.dumps(job)
-        with tempfile.TemporaryDirectory(prefix="simple-ddpg-") as folder:
-            result, log = Path(folder) / "result.json", Path(folder) / "log.txt"
-            with log.open("wb") as output, self._start(job, result, output) as process:
-                assert process.stdin is not None
-                try:
-                    process.stdin.write(len(payload).to_bytes(8, "big") + payload)
-                    process.stdin.flush()  # and not closed: the process ends itself when this one is gone
-                except OSError:
-                    pass  # it died before it had read the job; its status says how
+        with tempfile.TemporaryDirectory(prefix="simple-ddpg-") as name:
+            folder = Path(name)
+            (folder / JOB).write_bytes(cloudpickle.dumps(job))
+            log, result = folder / "log.txt", folder / RESULT
+            with log.open("wb") as output, self._start(job, folder, output) as process:
                 status = process.wait()
                 self._running.discard(process)
             if status == 0 and result.exists():
@@ -97,16 +81,15 @@ class LocalEngine:
                 return record
             return {"error": _explain(status, log.read_text(errors="replace"))}
 
-    def _start(self, job: Job, result: Path, output: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - an open file
-        count = str(job.threads)
-        threads = {f"{name}_NUM_THREADS": count for name in ("OMP", "MKL", "OPENBLAS")}
+    def _start(self, job: Job, folder: Path, output: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - an open file
+        threads = {f"{name}_NUM_THREADS": str(job.threads) for name in ("OMP", "MKL", "OPENBLAS")}
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         with self._lock:  # `stop` sees every process, or the process is not started
             if self._stopped:
                 raise RuntimeError("The comparison was stopped.")
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sb3_simple_ddpg.experiment.worker", str(result)],
-                stdin=subprocess.PIPE,
+                [sys.executable, "-P", "-m", "sb3_simple_ddpg.experiment.worker", str(folder)],
+                stdin=subprocess.PIPE,  # nothing is written: the process ends itself when this one is gone
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **threads, "PYTHONPATH": path},
@@ -123,12 +106,11 @@ class LocalEngine:
 
 
 def _explain(status: int, log: str) -> str:
-    tail = "\n".join(log.splitlines()[-30:])
+    how = f"ended with status {status} and without a result."
     if status < 0:
-        name = signal.Signals(-status).name
-        cause = " Out of memory is the usual cause: lower --jobs or buffer_size." if name == "SIGKILL" else ""
-        return f"The process of the run was ended by {name}.{cause}\n{tail}"
-    return f"The process of the run ended with status {status} and without a result.\n{tail}"
+        how = f"was ended by {signal.Signals(-status).name}."
+        how += " Out of memory is the usual cause: lower --jobs or buffer_size." if -status == signal.SIGKILL else ""
+    return "\n".join([f"The process of the run {how}", *log.splitlines()[-30:]])
 
 
 class RayEngine:
@@ -156,8 +138,10 @@ class RayEngine:
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if address is None:
                 quiet |= {"include_dashboard": False, "num_cpus": (jobs or usable_cores() // threads or 1) * threads}
+            host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
             try:
-                _check_address(address)
+                if separator:  # does anybody listen there? Ray itself would try for many minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(address=address or "local", **quiet)
             except (OSError, RuntimeError, ValueError) as error:
                 raise ValueError(
@@ -187,13 +171,6 @@ class RayEngine:
         """Leave the cluster, which ends what is running; one that was started here ends too."""
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
-
-
-def _check_address(address: str | None) -> None:
-    """Whether anybody listens at "host:port"; Ray itself would try for many minutes."""
-    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
-    if separator:
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _execute_on_node(payload: bytes) -> Record:

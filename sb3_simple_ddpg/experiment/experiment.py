@@ -49,30 +49,18 @@ class Experiment:
 
 
 class Watcher:
-    """Hears of every run. This one keeps quiet; `comparison.Display` shows them."""
+    """
+    Hears of every run. This one keeps quiet; `display.Display` shows them.
 
-    def planned(self, plan: Mapping[str, Any]) -> None:
-        """
-        :param plan: of the experiment, when everything was accepted and before any run
-        """
+    `planned` gets the plan when everything was accepted, before any run. `begin` gets what is still to be done, the
+    number of runs that an earlier process has finished, and how many run at a time. `started` (from any thread) and
+    `ended` get each run, the latter with its record, which holds `error` where it failed.
+    """
 
-    def begin(self, jobs: Sequence[Job], finished: int, parallel: int) -> None:
-        """
-        :param jobs: still to be done
-        :param finished: number of runs that an earlier process has finished
-        :param parallel: number of runs at a time
-        """
-
-    def started(self, job: Job) -> None:
-        """
-        :param job: that starts now; called from any thread
-        """
-
-    def ended(self, job: Job, record: Mapping[str, Any]) -> None:
-        """
-        :param job: that is over
-        :param record: with `error` where it failed
-        """
+    def planned(self, plan: Mapping[str, Any]) -> None: ...
+    def begin(self, jobs: Sequence[Job], finished: int, parallel: int) -> None: ...
+    def started(self, job: Job) -> None: ...
+    def ended(self, job: Job, record: Mapping[str, Any]) -> None: ...
 
 
 def run_experiment(
@@ -123,41 +111,36 @@ def run_experiment(
     chosen = find_algorithms(algorithms)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     eval_every = max(1, timesteps // 20) if eval_every is None else eval_every
-    _check_numbers(list(env_ids), seeds, timesteps, eval_every, eval_episodes, threads, jobs)
+    numbers = {"timesteps": timesteps, "eval_every": eval_every, "eval_episodes": eval_episodes, "threads": threads}
+    _check_numbers(list(env_ids), seeds, **numbers, jobs=1 if jobs is None else jobs)
     if ray_address is not None and engine != "ray":
         raise ValueError(f"--ray-address {ray_address} is for --engine ray, got --engine {engine}.")
+    _check_names("env_kwargs", env_kwargs or {}, env_ids)
     of_env = {env_id: dict((env_kwargs or {}).get(env_id, {})) for env_id in env_ids}
-    for env_id in env_kwargs or {}:
-        if env_id not in of_env:
-            near = checks.did_you_mean(env_id, [*of_env])
-            raise ValueError(f"env_kwargs name {env_id!r}, which takes no part: {near}")
-    given = _given_settings(chosen, env_ids, settings)
-    effective = {
-        env_id: {
+    given: dict[str, dict[str, dict[str, Any]]] = {}
+    effective: dict[str, dict[str, dict[str, Any]]] = {}
+    for env_id in env_ids:
+        by_name = settings(chosen, env_id) if callable(settings) else settings or {}
+        _check_names("settings", by_name, [each.name for each in chosen])
+        given[env_id] = {each.name: dict(by_name.get(each.name, {})) for each in chosen}
+        effective[env_id] = {
             each.name: effective_settings(each, env_id, given[env_id][each.name], of_env[env_id]) for each in chosen
         }
-        for env_id in env_ids
-    }
-    for env_id, by_name in effective.items():
-        for name, values in by_name.items():
+        for name, values in effective[env_id].items():
             starts = values.get("learning_starts", 0)
             if isinstance(starts, int) and starts >= timesteps:
                 raise ValueError(
                     f"{name} would not learn in {env_id}: learning_starts={starts} is not below --timesteps "
                     f"{timesteps}. Give more timesteps, or --set {name}.learning_starts=100."
                 )
-    random_returns = {env_id: _random_return(env_id, of_env[env_id]) for env_id in env_ids}
     plan: dict[str, Any] = {
         "algorithms": {algorithm.name: algorithm.path for algorithm in chosen},
         "env_ids": list(env_ids),
         "env_kwargs": of_env,
         "seeds": seeds,
-        "timesteps": timesteps,
-        "eval_every": eval_every,
-        "eval_episodes": eval_episodes,
-        "threads": threads,
+        **numbers,
         "settings": effective,
-        "random_returns": random_returns,
+        "random_returns": {env_id: _random_return(env_id, of_env[env_id]) for env_id in env_ids},
         "differing": {env_id: differing(effective[env_id], given[env_id]) for env_id in env_ids},
         "engine": engine,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -166,45 +149,36 @@ def run_experiment(
     plan |= notes(plan) if notes is not None else {}
     plan = json.loads(json.dumps(plan, default=runs.describe))  # as it will be read again
     todo = [
-        Job(
-            algorithm,
-            given[env_id][algorithm.name],
-            env_id,
-            seed,
-            timesteps,
-            eval_every,
-            eval_episodes,
-            threads,
-            of_env[env_id],
-        )
+        Job(each, given[env_id][each.name], env_id, seed, timesteps, eval_every, eval_episodes, threads, of_env[env_id])
         # Algorithms take turns, so that a change in the machine's load meets them all.
         for seed in seeds
         for env_id in env_ids
-        for algorithm in chosen
+        for each in chosen
     ]
     runner = _engine(engine, ray_address, jobs, threads)  # a cluster that is not there shows before anything is written
     try:
         with experiment_folder.locked(folder) if folder is not None else contextlib.nullcontext():
-            finished = [] if folder is None else _prepare(folder, resume, plan)
-            if folder is not None:
-                experiment_folder.write_whole(folder / experiment_folder.PLAN, json.dumps(plan, indent=2) + "\n")
-            return _run(todo, finished, plan, folder, runner, watcher or Watcher())
+            return _run(todo, plan, folder, resume, runner, watcher or Watcher())
     finally:
         runner.stop()
 
 
 def _run(
-    todo: list[Job],
-    finished: list[dict[str, Any]],
-    plan: dict[str, Any],
-    folder: Path | None,
-    engine: Engine,
-    watcher: Watcher,
+    todo: list[Job], plan: dict[str, Any], folder: Path | None, resume: bool, engine: Engine, watcher: Watcher
 ) -> Experiment:
-    wanted = {job.key for job in todo}
-    records = [record for record in finished if _key(record) in wanted]
-    done = {_key(record) for record in records}
-    todo = [job for job in todo if job.key not in done]
+    finished: dict[tuple[str, str, int], dict[str, Any]] = {}
+    if folder is not None:
+        records = experiment_folder.read_records(folder)
+        if resume:
+            experiment_folder.check_same_plan(experiment_folder.read_plan(folder), plan)
+        elif records or (folder / experiment_folder.PLAN).exists():
+            raise ValueError(
+                f"{folder} holds a comparison already: go on with --resume, or name another folder with --out."
+            )
+        finished = {(each["algorithm"], each["env_id"], each["seed"]): each for each in records}
+        experiment_folder.write_whole(folder / experiment_folder.PLAN, json.dumps(plan, indent=2) + "\n")
+    records = [finished[job.key] for job in todo if job.key in finished]
+    todo = [job for job in todo if job.key not in finished]
     failures: list[dict[str, Any]] = []
     watcher.planned(plan)
     watcher.begin(todo, len(records), min(engine.jobs, len(todo)))
@@ -221,36 +195,10 @@ def _engine(name: str, address: str | None, jobs: int | None, threads: int) -> E
     return RayEngine(address, jobs, threads) if name == "ray" else LocalEngine(jobs, threads)
 
 
-def _key(record: Mapping[str, Any]) -> tuple[str, str, int]:
-    return record["algorithm"], record["env_id"], record["seed"]
-
-
-def _prepare(folder: Path, resume: bool, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is finished already."""
-    if resume:
-        experiment_folder.check_same_plan(experiment_folder.read_plan(folder), plan)
-    elif (folder / experiment_folder.PLAN).exists() or experiment_folder.read_records(folder):
-        raise ValueError(
-            f"{folder} holds a comparison already: go on with --resume, or name another folder with --out."
-        )
-    return experiment_folder.read_records(folder)
-
-
-def _given_settings(
-    algorithms: list[Algorithm],
-    env_ids: Sequence[str],
-    settings: Mapping[str, Mapping[str, Any]] | Callable[[list[Algorithm], str], Mapping[str, Any]] | None,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """The constructor's arguments by environment and algorithm."""
-    names = [algorithm.name for algorithm in algorithms]
-    found = {}
-    for env_id in env_ids:
-        by_name = settings(algorithms, env_id) if callable(settings) else settings or {}
-        for name in by_name:
-            if name not in names:
-                raise ValueError(f"settings name {name!r}, which takes no part: {checks.did_you_mean(name, names)}")
-        found[env_id] = {name: dict(by_name.get(name, {})) for name in names}
-    return found
+def _check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{what} name {name!r}, which takes no part: {checks.did_you_mean(name, [*known])}")
 
 
 def _random_return(env_id: str, env_kwargs: Mapping[str, Any]) -> float | None:
@@ -258,9 +206,8 @@ def _random_return(env_id: str, env_kwargs: Mapping[str, Any]) -> float | None:
     env = runs.EnvSettings(env_id, kwargs=env_kwargs)
     found = env.random_return(seed=0)
     if found is None:
-        one = env.make_one()
-        spec = one.spec
-        one.close()
+        with contextlib.closing(env.make_one()) as one:
+            spec = one.spec
         if spec is None or spec.max_episode_steps is None:
             raise ValueError(
                 f"{env_id} sets no limit to an episode and no episode of random actions ended within 5,000 timesteps, "
@@ -269,37 +216,22 @@ def _random_return(env_id: str, env_kwargs: Mapping[str, Any]) -> float | None:
     return found
 
 
-def _check_numbers(
-    env_ids: list[str],
-    seeds: list[int],
-    timesteps: int,
-    eval_every: int,
-    eval_episodes: int,
-    threads: int,
-    jobs: int | None,
-) -> None:
+def _check_numbers(env_ids: list[str], seeds: list[int], **numbers: int) -> None:
     if not env_ids:
         raise ValueError("A comparison needs at least one environment: --env Pendulum-v1, for example.")
-    given: list[tuple[str, list[Any]]] = [("environment", env_ids), ("seed", seeds)]
-    for name, values in given:
-        twice = [value for value in values if values.count(value) > 1]
-        if twice:
-            raise ValueError(f"The {name} {twice[0]!r} is given twice: each run must differ from all others.")
     if not seeds:
         raise ValueError("A comparison needs at least one seed, got none.")
+    given: list[tuple[str, list[Any]]] = [("environment", env_ids), ("seed", seeds)]
+    for name, values in given:
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"The {name} {twice[0]!r} is given twice: each run must differ from all others.")
     if min(seeds) < 0:
         raise ValueError(f"A seed must be at least 0, got {min(seeds)}.")
-    for name, value in (
-        ("timesteps", timesteps),
-        ("eval-every", eval_every),
-        ("eval-episodes", eval_episodes),
-        ("threads", threads),
-        ("jobs", 1 if jobs is None else jobs),
-    ):
+    for name, value in numbers.items():
         if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
-    if eval_every > timesteps:
-        raise ValueError(f"--eval-every must be at most --timesteps ({timesteps}), got {eval_every}: lower it.")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if (every := numbers["eval_every"]) > (timesteps := numbers["timesteps"]):
+        raise ValueError(f"--eval-every must be at most --timesteps ({timesteps}), got {every}: lower it.")
 
 
 def read_experiment(folder: Path) -> Experiment:
@@ -309,19 +241,13 @@ def read_experiment(folder: Path) -> Experiment:
     :raises ValueError: when it holds none
     """
     plan = experiment_folder.read_plan(folder)
-    return _tidy(
-        experiment_folder.read_records(folder),
-        experiment_folder.read_records(folder, experiment_folder.FAILED),
-        plan,
-    )
+    failures = experiment_folder.read_records(folder, experiment_folder.FAILED)
+    return _tidy(experiment_folder.read_records(folder), failures, plan)
 
 
 def _tidy(records: list[dict[str, Any]], failures: list[dict[str, Any]], plan: dict[str, Any]) -> Experiment:
-    order = (
-        {key: place for place, key in enumerate(plan["env_ids"])},
-        {key: n for n, key in enumerate(plan["algorithms"])},
-    )
-    records = sorted(records, key=lambda each: (order[0][each["env_id"]], order[1][each["algorithm"]], each["seed"]))
+    order = [*plan["env_ids"]], [*plan["algorithms"]]
+    records.sort(key=lambda each: (order[0].index(each["env_id"]), order[1].index(each["algorithm"]), each["seed"]))
     columns = ["algorithm", "env_id", "seed"]
     episodes, evaluations, rows = [], [], []
     for record in records:

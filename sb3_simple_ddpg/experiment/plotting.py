@@ -50,9 +50,8 @@ def plot_returns(
             raise ValueError(f"{run} holds no finished episode: train for longer.")
         episodes = np.arange(1, len(returns) + 1)
         means = [returns[max(0, end - window) : end].mean() for end in episodes]
-        colour = f"C{number}"
+        colour, stroke = f"C{number}", _LINES[number % len(_LINES)]
         axes.plot(episodes, returns, ".", color=colour, alpha=0.4, markersize=5)
-        stroke = _LINES[number % len(_LINES)]
         axes.plot(episodes, means, stroke, color=colour, linewidth=2, label=f"{label}: mean of {window} episodes")
     if random_return is not None:
         axes.axhline(random_return, color="0.35", linestyle=(0, (1, 3)), label="random actions, mean")
@@ -120,14 +119,10 @@ def plot_learning_curves(
             panel.grid(alpha=0.3)
             panel.set_xlim(left=0)
         by_steps.set_ylabel("return of an evaluation episode\n(interquartile mean, 95 % band)")
-        by_steps.xaxis.set_major_formatter(_thousands)
+        by_steps.xaxis.set_major_formatter("{x:,.0f}")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
     return figure
-
-
-def _thousands(value: float, _: object = None) -> str:
-    return f"{value:,.0f}"
 
 
 def _draw_curve(panel: "Axes", at: Array, curves: Array, name: str, number: int) -> None:

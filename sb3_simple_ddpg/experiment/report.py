@@ -25,7 +25,6 @@ FILES = (
     "runs.csv", "evaluations.csv", "summary.json", "summary.md",
     *(f"{picture}.{ending}" for picture in PICTURES for ending in ("png", "svg")),
 )  # fmt: skip
-COLUMNS = ["algorithm", "env_id", "seed", "timestep", "episode_return", "wall_time_s"]
 
 
 def write_summary(folder: Path, experiment: Experiment, summary: Mapping[str, Any]) -> None:
@@ -41,10 +40,10 @@ def write_summary(folder: Path, experiment: Experiment, summary: Mapping[str, An
     def write(name: str, content: str | bytes) -> None:
         experiment_folder.write_whole(folder / name, content)
 
-    write("runs.csv", experiment.episodes.to_csv(index=False, columns=COLUMNS))
+    write("runs.csv", experiment.episodes.to_csv(index=False))
     write("evaluations.csv", experiment.evaluations.to_csv(index=False))
     plan = {name: value for name, value in experiment.plan.items() if name != "request"}
-    shown = {**summary, "aggregate": _without(summary["aggregate"], "samples"), "plan": plan}
+    shown = {**{name: value for name, value in summary.items() if name != "samples"}, "plan": plan}
     write("summary.json", json.dumps(_jsonable(shown), indent=2) + "\n")
     figures = draw(experiment, summary)
     write("summary.md", page(experiment, summary, list(figures)))
@@ -64,31 +63,27 @@ def draw(experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, "Figur
     from sb3_simple_ddpg.experiment import plotting
 
     tables = summary["environments"]
+    figures = {}
+    if len(experiment.evaluations):
+        references = {
+            env_id: {"random actions": table["random_return"], "threshold": table["threshold"]}
+            for env_id, table in tables.items()
+        }
+        figures["learning_curves"] = plotting.plot_learning_curves(experiment.evaluations, references)
     full = {
         env_id: table
         for env_id, table in tables.items()
         if all(row["runs"] > 1 for row in table["algorithms"].values())
     }
-    references = {
-        env_id: {"random actions": table["random_return"], "threshold": table["threshold"]}
-        for env_id, table in tables.items()
-    }
-    figures = {}
-    if len(experiment.evaluations):
-        figures["learning_curves"] = plotting.plot_learning_curves(experiment.evaluations, references)
     if not full:
         return figures
-    if summary["aggregate"] is not None:
-        samples = summary["aggregate"]["samples"]
-        figures["performance_profile"] = plotting.plot_performance_profile(
-            samples, "final return, normalised (0: random actions, 1: threshold)"
-        )
-    else:
+    samples, label = summary["samples"], "final return, normalised (0: random actions, 1: threshold)"
+    if samples is None:
         env_id = next(iter(full))
-        runs = experiment.runs[experiment.runs.env_id == env_id]
-        samples = {name: [runs[runs.algorithm == name].final_return] for name in full[env_id]["algorithms"]}
+        of_env = experiment.runs[experiment.runs.env_id == env_id].groupby("algorithm", sort=False).final_return
+        samples = {name: [returns] for name, returns in of_env}
         label = f"final return on {env_id} (mean of {experiment.plan['eval_episodes']} episodes)"
-        figures["performance_profile"] = plotting.plot_performance_profile(samples, label)
+    figures["performance_profile"] = plotting.plot_performance_profile(samples, label)
     rows = [
         (f"{table['reference']} against {name}" + (f"\n{env_id}" if len(tables) > 1 else ""), row["improvement"])
         for env_id, table in tables.items()
@@ -111,10 +106,6 @@ def draw(experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, "Figur
         }
     )
     return figures
-
-
-def _without(values: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
-    return None if values is None else {key: value for key, value in values.items() if key != name}
 
 
 def _jsonable(value: Any) -> Any:  # noqa: ANN401 - whatever is within
@@ -147,29 +138,26 @@ def _digits(table: Mapping[str, Any]) -> int:
     return runs.digits_of(number for found in rows for number in (found.estimate, found.low, found.high))
 
 
-def main_table(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def main_table(table: Mapping[str, Any]) -> list[dict[str, str]]:
     """
     :param table: of one environment
-    :return: heads and rows of the table that the terminal shows too
+    :return: the rows, by their heads, of the table that the terminal shows too
     """
     first, digits = table["reference"], _digits(table)
     tells = any("success_rate" in row for row in table["algorithms"].values())
-    heads = [
-        "algorithm", "runs", "IQM of final return", "mean", "solved", *(["success rate"] if tells else []),
-        f"{first} better with p.", "p", "training, s",
-    ]  # fmt: skip
     rows = []
     for name, row in table["algorithms"].items():
         against = table["against"].get(name)
         solved = "-" if "solved" not in row else f"{round(row['solved'].estimate * row['runs'])} of {row['runs']}"
-        rows.append([
-            name, str(row["runs"]), text(row.get("iqm"), digits), text(row.get("mean"), digits), solved,
-            *([text(row.get("success_rate"), 2)] if tells else []),
-            "-" if against is None else text(against["improvement"], 2),
-            "-" if against is None else f"{against['p_value_holm']:.3g}",
-            text(row.get("wall_time_s"), 1),
-        ])  # fmt: skip
-    return heads, rows
+        rows.append({
+            "algorithm": name, "runs": str(row["runs"]), "IQM of final return": text(row.get("iqm"), digits),
+            "mean": text(row.get("mean"), digits), "solved": solved,
+            **({"success rate": text(row.get("success_rate"), 2)} if tells else {}),
+            f"{first} better with p.": text(against and against["improvement"], 2),
+            "p": f"{against['p_value_holm']:.3g}" if against else "-",
+            "training, s": text(row.get("wall_time_s"), 1),
+        })  # fmt: skip
+    return rows
 
 
 def print_summary(console: "Console", summary: Mapping[str, Any], experiment: Experiment) -> None:
@@ -180,13 +168,12 @@ def print_summary(console: "Console", summary: Mapping[str, Any], experiment: Ex
     """
     from rich.table import Table
 
+    timesteps = experiment.plan["timesteps"]
     for env_id, table in summary["environments"].items():
-        heads, rows = main_table(table)
-        shown = Table(title=f"{env_id}, {experiment.plan['timesteps']:,} timesteps; 95 % intervals in brackets")
-        for head in heads:
-            shown.add_column(head)
+        rows = main_table(table)
+        shown = Table(*rows[0], title=f"{env_id}, {timesteps:,} timesteps; 95 % intervals in brackets")
         for row in rows:
-            shown.add_row(*row)
+            shown.add_row(*row.values())
         console.print(shown)
     for sentence in summary["sentences"]:
         console.print(f"- {sentence}", markup=False, highlight=False)
@@ -200,14 +187,10 @@ def page(experiment: Experiment, summary: Mapping[str, Any], pictures: list[str]
     :return: `summary.md`
     """
     plan = experiment.plan
-    names, seeds = list(plan["algorithms"]), plan["seeds"]
-    title = f"# {', '.join(names)} on {', '.join(plan['env_ids'])}"
-    parts = [
-        title, "## Result", "\n".join(f"- {sentence}" for sentence in summary["sentences"]) or "Nothing can be said.",
-    ]  # fmt: skip
+    parts = [f"# {', '.join(plan['algorithms'])} on {', '.join(plan['env_ids'])}", "## Result"]
+    parts += ["\n".join(f"- {sentence}" for sentence in summary["sentences"]) or "Nothing can be said."]
     for env_id, table in summary["environments"].items():
-        digits = _digits(table)
-        parts += [f"## {env_id}", _table(*main_table(table)), _more_numbers(table, digits, plan["timesteps"])]
+        parts += [f"## {env_id}", _table(main_table(table)), _more_numbers(table, plan["timesteps"])]
         if table["against"]:
             parts += [_against(table)]
     if summary["aggregate"] is not None:
@@ -215,7 +198,7 @@ def page(experiment: Experiment, summary: Mapping[str, Any], pictures: list[str]
     parts += ["## Pictures"]
     parts += [f"![{name.replace('_', ' ')}]({name}.png)" for name in pictures]
     parts += ["## Settings", _settings(plan)]
-    parts += ["## How it was done", _protocol(plan, summary, seeds)]
+    parts += ["## How it was done", _protocol(plan, summary)]
     if experiment.failures:
         failed = [
             f"- {each['algorithm']}, {each['env_id']}, seed {each['seed']}:\n\n```\n{each['error'].rstrip()}\n```"
@@ -225,23 +208,23 @@ def page(experiment: Experiment, summary: Mapping[str, Any], pictures: list[str]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    return markdown(tuple(heads), rows, []).strip()
+def _table(rows: list[dict[str, str]]) -> str:
+    return markdown(tuple(rows[0]), [[*row.values()] for row in rows], []).strip()
 
 
-def _more_numbers(table: Mapping[str, Any], digits: int, timesteps: int) -> str:
-    heads = [
-        "algorithm", "median", "optimality gap", "area under curve", "solved, share", "reached",
-        "timesteps to threshold", "seconds to threshold", "processor, s",
-    ]  # fmt: skip
+def _more_numbers(table: Mapping[str, Any], timesteps: int) -> str:
+    digits = _digits(table)
     rows = [
-        [
-            name, text(row.get("median"), digits), text(row.get("optimality_gap"), 3),
-            text(row.get("area_under_curve"), digits), text(row.get("solved"), 2),
-            "-" if "reached" not in row else f"{row['reached']} of {row['runs']}",
-            text(row.get("timesteps_to_threshold"), 0), text(row.get("seconds_to_threshold"), 1),
-            text(row.get("cpu_time_s"), 1),
-        ]
+        {
+            "algorithm": name, "median": text(row.get("median"), digits),
+            "optimality gap": text(row.get("optimality_gap"), 3),
+            "area under curve": text(row.get("area_under_curve"), digits),
+            "solved, share": text(row.get("solved"), 2),
+            "reached": "-" if "reached" not in row else f"{row['reached']} of {row['runs']}",
+            "timesteps to threshold": text(row.get("timesteps_to_threshold"), 0),
+            "seconds to threshold": text(row.get("seconds_to_threshold"), 1),
+            "processor, s": text(row.get("cpu_time_s"), 1),
+        }
         for name, row in table["algorithms"].items()
     ]  # fmt: skip
     threshold = table["threshold"]
@@ -258,88 +241,60 @@ def _more_numbers(table: Mapping[str, Any], digits: int, timesteps: int) -> str:
         f"1 at {between[1]:z.{digits}f} ({table['normalised_source']})."
     )
     return (
-        f"{_table(heads, rows)}\n\n{said} Times are medians over runs; a run that never got there counts as later than "
+        f"{_table(rows)}\n\n{said} Times are medians over runs; a run that never got there counts as later than "
         f"the end ({timesteps:,} timesteps). {gap}"
     )
 
 
 def _against(table: Mapping[str, Any]) -> str:
-    first = table["reference"]
-    heads = [
-        "",
-        "probability of improvement",
-        "p",
-        "p, Holm",
-        "smallest p possible",
-        "p of equivalence",
-        "times as fast",
-        "by processor seconds",
-    ]
-    rows = [
-        [
-            f"{first} against {name}", text(row["improvement"], 2), f"{row['p_value']:.3g}",
-            f"{row['p_value_holm']:.3g}", f"{row['smallest_p_value']:.2g}",
-            "-" if row["margin"] is None else f"{row['equivalence_p_value']:.2g} (within {row['margin']:.3g})",
-            text(row["speed_ratio"], 2), text(row["processor_ratio"], 2),
-        ]
+    return _table([
+        {
+            "": f"{table['reference']} against {name}", "probability of improvement": text(row["improvement"], 2),
+            "p": f"{row['p_value']:.3g}", "p, Holm": f"{row['p_value_holm']:.3g}",
+            "smallest p possible": f"{row['smallest_p_value']:.2g}",
+            "p of equivalence": "-" if row["margin"] is None
+            else f"{row['equivalence_p_value']:.2g} (within {row['margin']:.3g})",
+            "times as fast": text(row["speed_ratio"], 2), "by processor seconds": text(row["processor_ratio"], 2),
+        }
         for name, row in table["against"].items()
-    ]  # fmt: skip
-    return _table(heads, rows)
+    ])  # fmt: skip
 
 
 def _aggregate_table(aggregate: Mapping[str, Any]) -> str:
-    heads = [
-        "algorithm",
-        "IQM",
-        "mean",
-        "median over environments",
-        "optimality gap",
-        "probability of improvement on it",
-    ]
     rows = [
-        [
-            name, *(text(row[key], 3) for key in ("iqm", "mean", "median", "optimality_gap")),
-            text(aggregate["improvement"].get(name), 2),
-        ]
+        {
+            "algorithm": name, "IQM": text(row["iqm"], 3), "mean": text(row["mean"], 3),
+            "median over environments": text(row["median"], 3), "optimality gap": text(row["optimality_gap"], 3),
+            "probability of improvement on it": text(aggregate["improvement"].get(name), 2),
+        }
         for name, row in aggregate["algorithms"].items()
     ]  # fmt: skip
-    return (
-        f"Normalised returns of {', '.join(aggregate['env_ids'])}; runs are resampled within each environment.\n\n"
-        + _table(heads, rows)
-    )
+    environments = ", ".join(aggregate["env_ids"])
+    return f"Normalised returns of {environments}; runs are resampled within each environment.\n\n{_table(rows)}"
 
 
 def _settings(plan: Mapping[str, Any]) -> str:
     parts = []
     for env_id in plan["env_ids"]:
         if of_env := plan.get("env_kwargs", {}).get(env_id):
-            said = ", ".join(f"`{name}={_value(value)}`" for name, value in of_env.items())
-            parts += [f"{env_id} is made with {said}."]
-        different = plan["differing"][env_id]
-        if different:
-            rows = [
-                [name, *(_value(values[each]) for each in plan["algorithms"])] for name, values in different.items()
-            ]
-            parts += [
-                f"In {env_id} the algorithms differ in these settings:",
-                _table(["setting", *plan["algorithms"]], rows),
-            ]
+            parts += [f"{env_id} is made with {', '.join(f'`{name}={value}`' for name, value in of_env.items())}."]
+        if different := plan["differing"][env_id]:
+            names = list(plan["algorithms"])
+            rows = [[name, *(str(values[each]) for each in names)] for name, values in different.items()]
+            table = markdown(("setting", *names), rows, [])
+            parts += [f"In {env_id} the algorithms differ in these settings:", table.strip()]
         else:
             parts += [f"In {env_id} the algorithms have identical settings, noise included."]
         for name, settings in plan["settings"][env_id].items():
-            said = ", ".join(f"`{key}={_value(value)}`" for key, value in settings.items())
+            said = ", ".join(f"`{key}={value}`" for key, value in settings.items())
             parts += [f"<details><summary>{name} in {env_id}, all settings</summary>\n\n{said}\n\n</details>"]
     return "\n\n".join(parts)
 
 
-def _value(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
-    return value if isinstance(value, str) else str(value)
-
-
-def _protocol(plan: Mapping[str, Any], summary: Mapping[str, Any], seeds: list[int]) -> str:
-    machine = plan["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
+def _protocol(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    machine, seeds = plan["machine"], plan["seeds"]
     said = ", ".join(map(str, seeds))
+    versions = ", ".join(f"{name} {number}" for name, number in plan["versions"].items())
     margins = ", ".join(
         f"{env_id} {'none given, equivalence not judged' if margin is None else f'{margin:.4g}'}"
         for env_id, margin in summary["margins"].items()

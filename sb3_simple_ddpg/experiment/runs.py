@@ -76,10 +76,9 @@ class EnvSettings:
         try:
             env = gym.make(self.env_id, **self.kwargs)
             if render_mode is not None:
-                if render_mode not in (env.metadata.get("render_modes") or ()):
-                    env.close()
-                    raise ValueError(f"The environment {self.env_id!r} cannot be drawn: it has no {render_mode!r}.")
                 env.close()
+                if render_mode not in (env.metadata.get("render_modes") or ()):
+                    raise ValueError(f"The environment {self.env_id!r} cannot be drawn: it has no {render_mode!r}.")
                 env = gym.make(self.env_id, render_mode=render_mode, **self.kwargs)
         except (gym.error.Error, ImportError) as error:
             raise ValueError(f"The environment {self.env_id!r} cannot be made: {error}") from error
@@ -89,8 +88,8 @@ class EnvSettings:
             if wrong is not None and wrong[1] in self.kwargs:
                 cure = did_you_mean(wrong[1], [*(name for name in known if name != "render_mode"), "max_episode_steps"])
                 raise ValueError(f"The environment {self.env_id!r} has no argument {wrong[1]!r}: {cure}") from error
-            missing = [name for name, default in known.items() if default is inspect.Parameter.empty]
-            missing = [name for name in missing if name not in self.kwargs]
+            empty = inspect.Parameter.empty
+            missing = [name for name, default in known.items() if default is empty and name not in self.kwargs]
             if not missing:
                 raise
             options = " ".join(f"{name}=VALUE" for name in missing)
@@ -134,17 +133,16 @@ class EnvSettings:
         env = self.make_one()
         env.action_space.seed(seed)
         env.reset(seed=seed)
-        returns = [0.0]
+        returns, so_far = [], 0.0
         for _ in range(max_steps):
             _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-            returns[-1] += float(reward)
+            so_far += float(reward)
             if terminated or truncated:
+                returns.append(so_far)
                 if len(returns) == episodes:
                     break
-                returns.append(0.0)
+                so_far = 0.0
                 env.reset()
-        else:
-            returns.pop()  # the episode that was still going on
         env.close()
         return float(np.mean(returns)) if returns else None
 
@@ -217,16 +215,12 @@ def write_config(folder: Path, env: EnvSettings, arguments: dict[str, Any], **ot
     :param arguments: given to the constructor; its defaults are filled in
     :param others: more entries
     """
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(SimpleDDPG).parameters.items()
-        if parameter.default is not parameter.empty and not name.startswith("_")
-    }
+    known = arguments_of(SimpleDDPG).items()
+    defaults = {name: default for name, default in known if default is not inspect.Parameter.empty and name[0] != "_"}
     packages = ("sb3-simple-ddpg", "stable-baselines3", "torch", "gymnasium", "numpy")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     # As text, since JSON would make lists of tuples.
-    kwargs = {name: repr(value) for name, value in env.kwargs.items()}
-    settings = {**asdict(env), "kwargs": kwargs}
+    settings = {**asdict(env), "kwargs": {name: repr(value) for name, value in env.kwargs.items()}}
     config = {"env": settings, **others, "arguments": {**defaults, **arguments}, "versions": versions}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, default=describe) + "\n")
 
@@ -271,8 +265,7 @@ def load_run(
     config = read_config(folder)
     if not (folder / MODEL).exists():
         raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
-    settings: EnvSettings = config["env"]
-    settings = replace(settings, kwargs={**settings.kwargs, **(env_kwargs or {})})
+    settings: EnvSettings = replace(config["env"], kwargs={**config["env"].kwargs, **(env_kwargs or {})})
     env: VecEnv = settings.make(n_envs, render_mode)
     if settings.normalize or settings.normalize_observations:
         normalizer = VecNormalize.load(str(folder / NORMALIZER), env)

@@ -139,7 +139,8 @@ def interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(_plain(estimate), _plain(bounds.low), _plain(bounds.high))
+    found = (estimate, bounds.low, bounds.high)
+    return Interval(*(float(each) if np.ndim(each) == 0 else np.asarray(each) for each in found))
 
 
 def probability_of_improvement(
@@ -210,11 +211,7 @@ def performance_profile(
     """
     levels = np.asarray(thresholds, float)
     above = [(_check_sample(sample)[:, None] > levels).astype(float) for sample in samples]
-
-    def shares(*samples: Array, axis: int) -> Any:  # noqa: ANN401
-        return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)
-
-    return interval(above, shares, confidence, resamples)
+    return interval(above, lambda *own, axis: np.mean([task.mean(axis) for task in own], axis=0), confidence, resamples)
 
 
 def area_under_curve(timesteps: npt.ArrayLike, returns: npt.ArrayLike) -> float:
@@ -256,16 +253,11 @@ def median_time(times: npt.ArrayLike, confidence: float = CONFIDENCE) -> Interva
     :param confidence: of the interval
     :return: median and interval, inf where it lies beyond the end of the runs
     """
-    ordered = np.sort(np.asarray(times, float))
-    half = len(ordered) // 2
-    low, high = ordered[(len(ordered) - 1) // 2], ordered[half]
-    middle = high if math.isinf(high) else (low + high) / 2
-    bounds = stats.quantile_test(ordered, p=0.5).confidence_interval(confidence)
-    return Interval(
-        float(middle),
-        0.0 if np.isnan(bounds.low) else float(bounds.low),
-        math.inf if np.isnan(bounds.high) else float(bounds.high),
-    )
+    array = np.asarray(times, float)
+    bounds = stats.quantile_test(array, p=0.5).confidence_interval(confidence)
+    low = 0.0 if np.isnan(bounds.low) else float(bounds.low)
+    high = math.inf if np.isnan(bounds.high) else float(bounds.high)
+    return Interval(float(np.median(array)), low, high)
 
 
 def fraction_solved(returns: npt.ArrayLike, threshold: float, confidence: float = CONFIDENCE) -> Interval:
@@ -291,11 +283,8 @@ def speed_ratio(seconds: npt.ArrayLike, reference_seconds: npt.ArrayLike) -> Int
     :param reference_seconds: of each run of the reference
     :return: above 1: faster than the reference
     """
-
-    def log_ratio(own: Array, reference: Array, axis: int) -> Any:  # noqa: ANN401
-        return np.mean(reference, axis=axis) - np.mean(own, axis=axis)
-
-    found = interval([np.log(np.asarray(seconds)), np.log(np.asarray(reference_seconds))], log_ratio)
+    logs = [np.log(np.asarray(each, float)) for each in (seconds, reference_seconds)]
+    found = interval(logs, lambda own, reference, axis: reference.mean(axis) - own.mean(axis))
     return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high))
 
 
@@ -433,7 +422,3 @@ def _widened(confidence: float, runs: list[int]) -> float:
     freedom = sum(runs) - len(runs)
     z = math.sqrt(min(runs) / (min(runs) - 1)) * stats.t.ppf((1 + confidence) / 2, freedom)
     return float(1 - 2 * stats.norm.sf(z))
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - a number or an array
-    return float(value) if np.ndim(value) == 0 else np.asarray(value)

@@ -3,13 +3,15 @@
 Not here: how a run is built and read again (`experiment/runs.py`), and pictures of numbers (`experiment/plotting.py`).
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_simple_ddpg.experiment import runs
 from sb3_simple_ddpg.export.source import checked_target
@@ -26,12 +28,18 @@ def check_path(path: str | Path) -> Path:
     :param path: of a film that is to be written
     :return: the same
     :raises ValueError: for another ending than .gif or .mp4, or a folder that cannot be written to
+    :raises ImportError: for .mp4 without imageio-ffmpeg
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
         raise ValueError(f"A film's name must end in {' or '.join(ENDINGS)}, got {path}.")
     if path.suffix == ".mp4":
-        _ffmpeg()
+        try:
+            import imageio_ffmpeg  # noqa: F401 - is it there?
+        except ImportError as error:
+            raise ImportError(
+                f'An .mp4 needs imageio-ffmpeg ({error}): pip install "sb3-simple-ddpg[video]", or name a .gif.'
+            ) from error
     return checked_target(path)
 
 
@@ -48,12 +56,8 @@ def film_run(folder: Path, path: str | Path, seed: int, env_kwargs: Mapping[str,
     """
     path = check_path(path)
     model = runs.load_run(folder, seed=seed, render_mode="rgb_array", env_kwargs=env_kwargs)
-    try:
+    with contextlib.closing(cast(VecEnv, model.get_env())):
         frames, fps = record_episode(model)
-    finally:
-        env = model.get_env()
-        assert env is not None
-        env.close()
     write_video(frames, path, fps)
     return len(frames)
 
@@ -102,41 +106,23 @@ def write_video(frames: Sequence[Frame], path: str | Path, fps: float = 30.0) ->
         raise ValueError("A film needs at least one frame, got none.")
     if not fps > 0:
         raise ValueError(f"fps must be above 0, got {fps}: 30 for example.")
-    if path.suffix == ".gif":
-        _write_gif(frames, path, fps)
-    else:
-        _write_mp4(frames, path, fps)
+    height, width = frames[0].shape[:2]
+    if path.suffix == ".mp4":
+        import imageio_ffmpeg
 
-
-def _write_gif(frames: Sequence[Frame], path: Path, fps: float) -> None:
+        height, width = height - height % 2, width - width % 2  # H.264 wants even numbers
+        writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)
+        writer.send(None)
+        with contextlib.closing(writer):
+            for frame in frames:
+                writer.send(np.ascontiguousarray(frame[:height, :width]))
+        return
     from PIL import Image
 
     every = max(1, round(fps / _GIF_FPS))
-    height, width = frames[0].shape[:2]
     size = min(width, _GIF_WIDTH), round(height * min(1.0, _GIF_WIDTH / width))
     images = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in frames[::every]]
     # One palette for all frames: with one each, what stands still flickers and every frame is stored as a whole.
     palette = images[len(images) // 2].quantize(32)
     first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     first.save(path, save_all=True, append_images=others, duration=round(1000 * every / fps), loop=0, optimize=False)
-
-
-def _ffmpeg() -> Any:  # noqa: ANN401 - a module without types
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise ImportError(
-            f'An .mp4 needs imageio-ffmpeg ({error}): pip install "sb3-simple-ddpg[video]", or name a .gif.'
-        ) from error
-    return imageio_ffmpeg
-
-
-def _write_mp4(frames: Sequence[Frame], path: Path, fps: float) -> None:
-    height, width = (length - length % 2 for length in frames[0].shape[:2])  # H.264 wants even numbers
-    writer = _ffmpeg().write_frames(str(path), (width, height), fps=fps, macro_block_size=2)
-    writer.send(None)
-    try:
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame[:height, :width]))
-    finally:
-        writer.close()

@@ -1,10 +1,9 @@
-"""One run of a comparison, and the process that it has to itself: `python -m sb3_simple_ddpg.experiment.worker RESULT`.
+"""One run of a comparison, and the process that it has to itself: `python -m sb3_simple_ddpg.experiment.worker FOLDER`.
 
 Not here: which runs there are (`experiment.py`) and who starts the processes (`engines.py`).
 """
 
 import json
-import math
 import os
 import platform
 import random
@@ -22,6 +21,7 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
@@ -32,6 +32,8 @@ from sb3_simple_ddpg.speed.torch_private import end_compile_workers
 
 #: Seeds of evaluation environments begin here, far from those of training; ten thousand for each run.
 EVALUATION_SEEDS = 10_000_000
+
+JOB, RESULT = "job.pkl", "result.json"
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ def execute(job: Job) -> dict[str, Any]:
     Train and evaluate in this process, whose number of threads and random streams are set.
 
     :param job: the run
-    :return: the record, as JSON knows it: `episodes` holds [timestep, return, seconds] of each training episode,
-        `evaluations` [timestep, seconds, [returns], success rate or null]. Seconds are wall-clock seconds of training,
-        evaluations left out; `cpu_time_s` is the processor's time for the same, in this process and in those that it
-        started, such as compilers.
+    :return: the record, as JSON knows it, without the job's key: `episodes` holds [timestep, return, seconds] of each
+        training episode, `evaluations` [timestep, seconds, [returns], success rate or null]. Seconds are wall-clock
+        seconds of training, evaluations left out; `cpu_time_s` is the processor's time for the same, in this process
+        and in those that it started, such as compilers.
     :raises FloatingPointError: for an evaluation whose return is not a finite number
     """
     th.set_num_threads(job.threads)
@@ -92,18 +94,15 @@ def execute(job: Job) -> dict[str, Any]:
         model = build(job.algorithm, env, job.arguments, job.seed)
         if model.get_vec_normalize_env() is not None:
             observer.eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
-        observer.start_clock()
+        observer.begun = _now()
         model.learn(job.timesteps, observer)
-        wall_time_s, _ = observer.clock()
+        wall_time_s = observer.clock()[0]
         end_compile_workers()  # of which the processor's time is known when they have ended
-        _, cpu_time_s = observer.clock()
+        cpu_time_s = observer.clock()[1]
     finally:
         env.close()
         eval_env.close()
     return {
-        "algorithm": job.algorithm.name,
-        "env_id": job.env_id,
-        "seed": job.seed,
         "timesteps": job.timesteps,
         "wall_time_s": wall_time_s,
         "cpu_time_s": cpu_time_s,
@@ -129,15 +128,11 @@ class _Observer(BaseCallback):
         self.eval_env = eval_env
         self.episodes: list[list[float]] = []
         self.evaluations: list[list[Any]] = []
-        self.evaluation_s = [0.0, 0.0]  # wall-clock, processor
+        self.begun, self.evaluation_s = _now(), np.zeros(2)
 
-    def start_clock(self) -> None:
-        self.started_s = (time.perf_counter(), processor_time())
-
-    def clock(self) -> tuple[float, float]:
+    def clock(self) -> npt.NDArray[np.float64]:
         """Seconds of training until now, on the wall's clock and on the processor's."""
-        wall_s = time.perf_counter() - self.started_s[0] - self.evaluation_s[0]
-        return wall_s, processor_time() - self.started_s[1] - self.evaluation_s[1]
+        return _now() - self.begun - self.evaluation_s
 
     def _on_training_start(self) -> None:
         self._evaluate(0)
@@ -154,31 +149,26 @@ class _Observer(BaseCallback):
         return True
 
     def _evaluate(self, timestep: int) -> None:
-        training_s, _ = self.clock()
-        begin = (time.perf_counter(), processor_time())
+        training_s, begin = round(self.clock()[0], 4), _now()
         # Algorithms draw nothing for deterministic actions; an environment may use the global streams all the same.
-        streams = random.getstate(), np.random.get_state(), th.get_rng_state()
+        streams = random.getstate(), np.random.get_state()
         if isinstance(self.eval_env, VecNormalize):
             sync_envs_normalization(self.training_env, self.eval_env)
         self.eval_env.seed(EVALUATION_SEEDS + 10_000 * self.job.seed)  # the same starts for every algorithm
-        returns = runs.play(self.model, self.eval_env, self.job.eval_episodes)
+        with th.random.fork_rng(devices=[]):
+            returns = runs.play(self.model, self.eval_env, self.job.eval_episodes)
         random.setstate(streams[0])
         np.random.set_state(streams[1])
-        th.set_rng_state(streams[2])
-        if not all(math.isfinite(value) for value in returns):
+        if not np.isfinite(returns).all():
             raise FloatingPointError(f"An evaluation at timestep {timestep} gave the returns {returns}.")
-        self.evaluations.append([timestep, round(training_s, 4), [*returns], returns.success_rate])
-        self.evaluation_s[0] += time.perf_counter() - begin[0]
-        self.evaluation_s[1] += processor_time() - begin[1]
+        self.evaluations.append([timestep, training_s, [*returns], returns.success_rate])
+        self.evaluation_s += _now() - begin
 
 
-def processor_time() -> float:
-    """
-    :return: seconds that processors have spent on this process, on all its threads, and on the processes that it has
-        started and that have ended
-    """
+def _now() -> npt.NDArray[np.float64]:
+    """Seconds on the wall's clock; and those of processors, on all threads and on processes that have ended."""
     spent = os.times()
-    return time.process_time() + spent.children_user + spent.children_system
+    return np.array([time.perf_counter(), time.process_time() + spent.children_user + spent.children_system])
 
 
 def execute_or_explain(payload: bytes) -> dict[str, Any]:
@@ -194,13 +184,11 @@ def execute_or_explain(payload: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read a Job from standard input, write its record to the file that the command line names."""
+    """Read a Job from the folder that the command line names, and write its record there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
-    size = int.from_bytes(sys.stdin.buffer.read(8), "big")
-    payload = sys.stdin.buffer.read(size)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    Path(sys.argv[1]).write_text(json.dumps(execute_or_explain(payload)))
-    sys.stdout.flush()
+    folder = Path(sys.argv[1])
+    (folder / RESULT).write_text(json.dumps(execute_or_explain((folder / JOB).read_bytes())))
 
 
 def _end_with_parent() -> None:

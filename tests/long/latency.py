@@ -131,7 +131,8 @@ def run_latency(settings: Settings, folder: Path, console: Console) -> None:
     optional_library("onnxruntime")
     records: list[dict[str, Any]] = []
     lines: list[list[str]] = []
-    threads, cores = th.get_num_threads(), report.cores()
+    threads = th.get_num_threads()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     th.set_num_threads(1)
     _keep_on(cores[-1:])
     try:
@@ -162,7 +163,7 @@ def _row(values: list[float], reference: list[float]) -> dict[str, list[float] |
 
 
 def _keep_on(cores: list[int]) -> None:
-    if hasattr(os, "sched_setaffinity"):
+    if cores:
         os.sched_setaffinity(0, cores)
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -53,7 +52,8 @@ def run(settings: Settings, folder: Path, console: Console) -> None:
     lines = [line for each in points for line in report.cells(f"{each['axis']} {each['size']}", each["competitors"])]
     versions = {name: row["versions"] for name, row in points[0]["competitors"].items() if row["versions"]}
     benchmark._tell("scaling", report.COLUMNS, lines, benchmark._notes(settings, versions, {}), folder, console)
-    benchmark._save(folder / "scaling.png", draw_scaling, points, settings)
+    figure = draw_scaling(points, benchmark.QUICK if settings.quick else None)
+    figure.savefig(folder / "scaling.png", dpi=150)
 
 
 def draw_scaling(points: list[dict[str, Any]], title: str | None = None) -> Figure:
@@ -64,7 +64,8 @@ def draw_scaling(points: list[dict[str, Any]], title: str | None = None) -> Figu
     :param title: of the picture
     :return: the figure
     """
-    figure, panels = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    panels = figure.subplots(2, 2)
     axes = list(dict.fromkeys(point["axis"] for point in points))
     for panel, axis in zip(panels.flat, axes, strict=False):
         of_axis = [point for point in points if point["axis"] == axis]

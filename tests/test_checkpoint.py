@@ -23,7 +23,7 @@ import numpy as np
 import pandas
 import pytest
 import torch as th
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -194,7 +194,9 @@ def assert_equal_runs(resumed: SimpleDDPG, expected: SimpleDDPG) -> None:
         assert getattr(resumed, name) == getattr(expected, name), name
     statistics = [[(e["r"], e["l"]) for e in model.ep_info_buffer] for model in (resumed, expected)]
     assert statistics[0] == statistics[1]
-    for one, other in zip(*[checkpoint._normalizers(model.env) for model in (resumed, expected)], strict=True):
+    for one, other in zip(
+        *[checkpoint._wrappers(model.env, VecNormalize) for model in (resumed, expected)], strict=True
+    ):
         assert str(checkpoint._statistics(one)) == str(checkpoint._statistics(other))
 
 
@@ -821,7 +823,7 @@ def test_infos_that_cannot_be_stored_are_refused(tmp_path):
     model.replay_buffer.infos[3, 0] = {"what": object()}
     with pytest.raises(ValueError, match=r"got <object object .* keep it out of the infos"):
         model.save_checkpoint(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*step_*")) == []
 
 
 # --- damage, full disks --------------------------------------------------------------------------------------------
@@ -1049,7 +1051,7 @@ def test_dying_at_any_file_operation_loses_no_checkpoint(tmp_path, monkeypatch, 
         resumed = SimpleDDPG.resume(folder, Walk())
         newest.add(resumed.num_timesteps)
         resumed.save_checkpoint(folder)  # clears away what was left
-        assert all(path.name.startswith("step_") for path in folder.iterdir())
+        assert all(path.name.startswith(("step_", ".lock")) for path in folder.iterdir())
         assert SimpleDDPG.resume(folder, Walk()).num_timesteps == resumed.num_timesteps
     assert call > 12  # that many places to die at
     assert newest == ({36} if again else {36, 48})
@@ -1181,7 +1183,7 @@ def test_a_folder_saved_to_by_hand_stays_the_models_as_long_as_it_lives(tmp_path
         other.save_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="Another model of this process"):
         other.learn(10, ExactCheckpointCallback(tmp_path, 5))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_20"]
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_10", "step_20"]
     del model
     other.num_timesteps = 50  # which the refused call of learn has set back
     assert other.save_checkpoint(tmp_path).name == "step_50"
@@ -1273,22 +1275,26 @@ def test_a_folder_that_was_removed_and_made_anew_is_claimed_anew(tmp_path):
     assert "Another process writes into" in in_another_process(folder, "save")
 
 
-def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path, monkeypatch):
-    def no_folders(descriptor: int, operation: int) -> None:
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-    fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(folder_lock, "fcntl", type("NFS", (), {**vars(fcntl), "flock": staticmethod(no_folders)}))
+def test_the_lock_is_a_file_in_the_folder_and_goes_with_the_claim(tmp_path):
     model = SimpleDDPG("MlpPolicy", Walk(), **settings())
     model.save_checkpoint(tmp_path)
-    with pytest.raises(Timeout):
-        FileLock(tmp_path / ".lock").acquire(timeout=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"step_0", ".lock"}
     folder_lock.let_go(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0"]
     with FileLock(tmp_path / ".lock").acquire(timeout=0):
         other = SimpleDDPG("MlpPolicy", Walk(), **settings())
         with pytest.raises(ValueError, match="Another process writes into"):
             other.save_checkpoint(tmp_path)
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_0"]
+
+
+def test_where_files_cannot_be_locked_training_goes_on_without(tmp_path, monkeypatch):
+    def no_locks(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
+    SimpleDDPG("MlpPolicy", Walk(), **settings()).learn(30, ExactCheckpointCallback(tmp_path, 10))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_20", "step_30"]
 
 
 # --- an environment that is not as for training --------------------------------------------------------------------

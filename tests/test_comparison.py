@@ -28,7 +28,7 @@ from sb3_simple_ddpg.experiment.algorithms import find_algorithms
 from sb3_simple_ddpg.experiment.experiment import Experiment
 from sb3_simple_ddpg.experiment.statistics import Interval
 from sb3_simple_ddpg.experiment.worker import Job
-from tests.test_cli import wait_for
+from tests.test_cli import wait_for, without_coverage
 from tests.test_experiment import BANDIT, HereEngine
 
 SMALL = ["--env", BANDIT, "--timesteps", "40", "--eval-every", "20", "--eval-episodes", "2", "--jobs", "1"]
@@ -545,6 +545,7 @@ def test_ctrl_c_ends_the_runs_and_keeps_the_folder_for_resume(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=without_coverage(),
         start_new_session=True,
         # Whoever runs the tests in the background has had it ignored, which children inherit.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -136,15 +136,14 @@ def _differs(observations: npt.NDArray[Any], next_observations: npt.NDArray[Any]
     """Which next observations are not, byte for byte, the observation of the row below; the first follows the last."""
     rows, n_envs = observations.shape[:2]
     differs = np.ones((rows, n_envs), bool)
-    width = observations[0, 0].nbytes if rows else 0
     for start in range(0, rows, _ROWS_AT_ONCE):
-        here = slice(start, min(start + _ROWS_AT_ONCE, rows))
-        below = observations[np.arange(here.start + 1, here.stop + 1) % rows]
-        as_bytes = [
-            np.ascontiguousarray(part).reshape(-1).view(np.uint8).reshape(-1, n_envs, width)
+        here = slice(start, start + _ROWS_AT_ONCE)
+        below = observations[np.arange(rows)[here] - rows + 1]  # -1 + 1 is the first
+        bits = [
+            np.ascontiguousarray(part).reshape(len(below), n_envs, -1).view(np.uint8)
             for part in (below, next_observations[here])
         ]
-        differs[here] = (as_bytes[0] != as_bytes[1]).any(axis=-1)
+        differs[here] = (bits[0] != bits[1]).any(axis=-1)
     return differs
 
 
@@ -156,20 +155,19 @@ def encode(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can be made to ho
     :return: the same, for `json.dumps`
     :raises CheckpointError: for anything else
     """
-    if isinstance(value, np.ndarray | np.generic):
-        if value.dtype.hasobject:
-            _refuse(value)
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
         content = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"__array__": content, "dtype": value.dtype.str, "shape": list(value.shape)}
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            _refuse(value)
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
-    if not (value is None or isinstance(value, bool | int | float | str)):
-        _refuse(value)
-    return value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(
+        f"Checkpoints hold numbers, strings, arrays, lists and dicts, got {value!r} of {type(value)}: keep it out of "
+        "the infos that HerReplayBuffer(copy_info_dict=True) stores."
+    )
 
 
 def decode(value: Any) -> Any:  # noqa: ANN401 - as above
@@ -184,10 +182,3 @@ def decode(value: Any) -> Any:  # noqa: ANN401 - as above
             return array if value["shape"] else array[()]
         return {key: decode(item) for key, item in value.items()}
     return [decode(item) for item in value] if isinstance(value, list) else value
-
-
-def _refuse(value: object) -> NoReturn:
-    raise CheckpointError(
-        f"Checkpoints hold numbers, strings, arrays, lists and dicts, got {value!r} of {type(value)}: keep it out of "
-        "the infos that HerReplayBuffer(copy_info_dict=True) stores."
-    )

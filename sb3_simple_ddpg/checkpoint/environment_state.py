@@ -13,13 +13,12 @@ import functools
 import hashlib
 import inspect
 import io
-import itertools
 import random
 import re
 import sys
 import types
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -36,27 +35,11 @@ from sb3_simple_ddpg.checkpoint.buffer import CheckpointError, decode, encode
 Place = tuple[str, ...]
 
 _MOST_OBJECTS = 20_000  # looked at: an environment that holds a whole database is looked at from the outside in
-_MOST_WAYS = 16  # to one object that are told apart
+_MOST_PLACES = 16  # of one object that are told apart
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _SEQUENCES = (list, tuple, deque)
-_ITERATORS: tuple[type, ...] = (
-    type(iter([])),
-    type(iter(())),
-    type(iter(range(0))),
-    enumerate,
-    reversed,
-    zip,
-    itertools.count,
-    itertools.cycle,
-)
 #: Packages whose modules and classes hold no state of the user's.
-_LIBRARIES = frozenset(sys.stdlib_module_names) | {
-    "gymnasium",
-    "numpy",
-    "sb3_simple_ddpg",
-    "stable_baselines3",
-    "torch",
-}
+_LIBRARIES = sys.stdlib_module_names | {"gymnasium", "numpy", "sb3_simple_ddpg", "stable_baselines3", "torch"}
 #: What these hold beside the environment in them tells nothing about its next episode.
 _BOOKKEEPING = (Monitor, OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, RecordVideo)
 _INWARDS = ("env", "venv", "envs")
@@ -110,8 +93,9 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of any cl
         if thing.gi_frame is not None:
             yield ".gi_frame.f_lasti", thing.gi_frame.f_lasti
             yield ".gi_frame.f_locals", dict(thing.gi_frame.f_locals)
-    elif isinstance(thing, _ITERATORS):
-        yield ".__reduce__()", _reduced(thing)
+    elif isinstance(thing, Iterator) and type(thing).__module__ in ("builtins", "itertools"):
+        with contextlib.suppress(TypeError):  # of those that newer versions of Python do not pickle
+            yield ".__reduce__()", thing.__reduce__()[1:]  # what is left of it
     elif not (
         isinstance(thing, type | types.ModuleType | np.ndarray | th.Tensor)
         or _top_package(type(thing).__module__) in sys.stdlib_module_names | {"pandas"}
@@ -120,82 +104,61 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of any cl
         yield from ((f".{name}", attributes[name]) for name in sorted(attributes))
 
 
-def _reduced(iterator: Any) -> Any:  # noqa: ANN401 - an iterator of Python's
-    """What is left of it, as it would be pickled; newer versions of Python do not do that with all."""
-    try:
-        return iterator.__reduce__()[1:]
-    except TypeError:
-        return ()
-
-
-class _Objects:
+class _Found(NamedTuple):
     """
-    All objects in one, each once, nearest first, and the ways to each.
+    :param thing: an object
+    :param places: how to get there, the shortest way first
+    """
 
+    thing: Any
+    places: list[Place]
+
+
+def _objects(root: object, parts: Callable[[Any], Iterator[tuple[str, Any]]] = _parts) -> list[_Found]:
+    """
     :param root: where to begin
     :param parts: what is in an object
+    :return: all objects in it, each once, nearest first
     """
+    found = {id(root): _Found(root, [()])}  # holds them, so that no two have one id
+    todo = deque([found[id(root)]])
+    modules: dict[str, types.ModuleType] = {}
 
-    def __init__(self, root: object, parts: Callable[[Any], Iterator[tuple[str, Any]]] = _parts) -> None:
-        self.root = root
-        self.all: dict[int, Any] = {id(root): root}  # holds them, so that no two have one id
-        self.nearest: dict[int, Place] = {id(root): ()}
-        self._ways: dict[int, list[tuple[int, str]]] = {id(root): []}
-        todo: deque[Any] = deque([root])
-        modules: dict[str, types.ModuleType] = {}
-        while todo and len(self.all) < _MOST_OBJECTS:
-            thing = todo.popleft()
-            if not isinstance(thing, _STREAMS):
-                self._look_into(thing, parts(thing), todo)
-            name = type(thing).__module__
-            if name in sys.modules and _top_package(name) not in _LIBRARIES:
-                modules[name] = sys.modules[name]
-        for name in sorted(modules):
-            place = f"sys.modules[{name!r}]"
-            held = {key: value for key, value in vars(modules[name]).items() if isinstance(value, _STREAMS)}
-            self._look_into(root, ((f"{place}.{key}", value) for key, value in held.items()), todo)
-
-    def _look_into(self, thing: object, parts: Iterator[tuple[str, Any]], todo: deque[Any]) -> None:
-        for step, value in parts:
+    def look_into(place: Place, inner: Iterable[tuple[str, Any]]) -> None:
+        for step, value in inner:
             if isinstance(value, _PLAIN):
                 continue
-            if id(value) not in self.all:
-                self.all[id(value)], self._ways[id(value)] = value, []
-                self.nearest[id(value)] = (*self.nearest[id(thing)], step)
-                todo.append(value)
-            if len(self._ways[id(value)]) < _MOST_WAYS:
-                self._ways[id(value)].append((id(thing), step))
+            if id(value) not in found:
+                found[id(value)] = _Found(value, [])
+                todo.append(found[id(value)])
+            if len(found[id(value)].places) < _MOST_PLACES:
+                found[id(value)].places.append((*place, step))
 
-    def places(self, thing: object) -> list[Place]:
-        """
-        :param thing: one of them
-        :return: how to get there, the shortest way first
-        """
-        found: list[Place] = []
-        todo: deque[tuple[int, Place, frozenset[int]]] = deque([(id(thing), (), frozenset())])
-        while todo and len(found) < _MOST_WAYS:
-            here, place, passed = todo.popleft()
-            if here == id(self.root):
-                found.append(place)
-                continue
-            for before, step in self._ways[here]:
-                if before not in passed:
-                    todo.append((before, (step, *place), passed | {here}))
-        return found
+    while todo and len(found) < _MOST_OBJECTS:
+        thing, (nearest, *_) = todo.popleft()
+        if not isinstance(thing, _STREAMS):
+            look_into(nearest, parts(thing))
+        name = type(thing).__module__
+        if name in sys.modules and _top_package(name) not in _LIBRARIES:
+            modules[name] = sys.modules[name]
+    for name in sorted(modules):
+        held = {key: value for key, value in vars(modules[name]).items() if isinstance(value, _STREAMS)}
+        look_into((), ((f"sys.modules[{name!r}].{key}", value) for key, value in held.items()))
+    return list(found.values())
 
 
 def _at(root: object, place: Place) -> Any:  # noqa: ANN401 - an object of any class
-    """
-    :return: what is there
-    :raises LookupError: when nothing is
-    """
+    """What is there; None where nothing is."""
     thing: Any = root
-    for step in place:
-        if step.startswith("sys.modules["):
-            name, _, attribute = step.removeprefix("sys.modules[").rpartition("].")
-            thing = vars(sys.modules[ast.literal_eval(name)])[attribute]
-        else:
-            thing = dict(_parts(thing))[step]
+    try:
+        for step in place:
+            if step.startswith("sys.modules["):
+                name, _, attribute = step.removeprefix("sys.modules[").rpartition("].")
+                thing = vars(sys.modules[ast.literal_eval(name)])[attribute]
+            else:
+                thing = dict(_parts(thing))[step]
+    except LookupError:
+        return None
     return thing
 
 
@@ -203,12 +166,9 @@ def _at(root: object, place: Place) -> Any:  # noqa: ANN401 - an object of any c
 
 
 def _state_of_bits(bits: np.random.BitGenerator) -> dict[str, Any]:
-    return {"bits": bits.state, "seed_sequence": _state_of_sequence(getattr(bits, "seed_seq", None))}
-
-
-def _state_of_sequence(sequence: object) -> dict[str, Any] | None:
-    """How many streams were spawned from it is a state as well."""
-    return {**sequence.state} if type(sequence) is np.random.SeedSequence else None
+    sequence = getattr(bits, "seed_seq", None)  # how many streams were spawned from it is a state as well
+    spawned = {**sequence.state} if type(sequence) is np.random.SeedSequence else None
+    return {"bits": bits.state, "seed_sequence": spawned}
 
 
 def _set_bits(bits: np.random.BitGenerator, state: dict[str, Any]) -> None:
@@ -217,18 +177,9 @@ def _set_bits(bits: np.random.BitGenerator, state: dict[str, Any]) -> None:
         bits.__setstate__((state["bits"], np.random.SeedSequence(**state["seed_sequence"])))  # type: ignore[attr-defined]  # since NumPy 1.26
 
 
-def _new_bits(state: dict[str, Any]) -> np.random.BitGenerator:
-    bits: np.random.BitGenerator = getattr(np.random, state["bits"]["bit_generator"])()
+def _new_bits(algorithm: str) -> np.random.BitGenerator:
+    bits: np.random.BitGenerator = getattr(np.random, algorithm)()
     return bits
-
-
-def _set_python(stream: random.Random, state: list[Any]) -> None:
-    version, numbers, gauss = state
-    stream.setstate((version, tuple(numbers), gauss))
-
-
-def _set_moments(moments: Any, state: list[Any]) -> None:  # noqa: ANN401 - of Gymnasium or SB3
-    moments.mean, moments.var, moments.count = state
 
 
 class _Kind(NamedTuple):
@@ -245,16 +196,23 @@ _KINDS = {
         np.random.Generator,
         lambda stream: _state_of_bits(stream.bit_generator),
         lambda stream, state: _set_bits(stream.bit_generator, state),
-        lambda state: np.random.Generator(_new_bits(state)),
+        lambda state: np.random.Generator(_new_bits(state["bits"]["bit_generator"])),
     ),
     "RandomState": _Kind(
         np.random.RandomState,
         lambda stream: stream.get_state(legacy=False),
         lambda stream, state: stream.set_state(state),
-        lambda state: np.random.RandomState(getattr(np.random, state["bit_generator"])()),
+        lambda state: np.random.RandomState(_new_bits(state["bit_generator"])),
     ),
-    "BitGenerator": _Kind(np.random.BitGenerator, _state_of_bits, _set_bits, _new_bits),
-    "Random": _Kind(random.Random, lambda stream: stream.getstate(), _set_python, lambda _: random.Random()),
+    "BitGenerator": _Kind(
+        np.random.BitGenerator, _state_of_bits, _set_bits, lambda state: _new_bits(state["bits"]["bit_generator"])
+    ),
+    "Random": _Kind(
+        random.Random,
+        lambda stream: stream.getstate(),
+        lambda stream, state: stream.setstate((state[0], tuple(state[1]), state[2])),
+        lambda _: random.Random(),
+    ),
     "torch": _Kind(
         th.Generator,
         lambda stream: stream.get_state().numpy(),
@@ -264,11 +222,11 @@ _KINDS = {
     "moments": _Kind(
         (GymRunningMeanStd, RunningMeanStd),
         lambda moments: [moments.mean, moments.var, moments.count],
-        _set_moments,
+        lambda moments, state: vars(moments).update(mean=state[0], var=state[1], count=state[2]),
         None,
     ),
 }
-_STREAMS = tuple(itertools.chain.from_iterable(k.of if isinstance(k.of, tuple) else (k.of,) for k in _KINDS.values()))
+_STREAMS = tuple(kind.of for kind in _KINDS.values())
 
 
 def _kind(stream: object) -> str:
@@ -280,11 +238,10 @@ def stored_streams(env: VecEnv) -> tuple[list[dict[str, Any]], list[str]]:
     :param env: in this process; of environments in others nothing is found
     :return: a record of each random stream and running statistic in it, and the places of those that have no state
     """
-    objects = _Objects(env)
     records, unknown = [], []
-    for thing in objects.all.values():
+    for thing, places in _objects(env):
         if isinstance(thing, _STREAMS):
-            kind, places = _kind(thing), objects.places(thing)
+            kind = _kind(thing)
             try:
                 state = _KINDS[kind].read(thing)
             except Exception:  # random.SystemRandom, and whatever a subclass does
@@ -302,49 +259,40 @@ def restore_streams(env: VecEnv, records: list[dict[str, Any]]) -> list[str]:
     """
     lost = []
     for record in records:
-        kind, places = _KINDS[record["kind"]], [tuple(place) for place in record["places"]]
-        streams, empty = [], []
-        for place in places:
-            try:
-                found = _at(env, place)
-            except LookupError:
-                found = None
-            if isinstance(found, kind.of):
-                streams.append(found)
-            elif found is None:
-                empty.append(place)
-        written_to = False
-        for stream in streams:
-            try:
-                kind.write(stream, record["state"])
-                written_to = True
-            except Exception:  # a stream of the same class and of another algorithm
-                continue
-        if not written_to and kind.make is not None:
-            try:
-                streams = [kind.make(record["state"])]
-                kind.write(streams[0], record["state"])
-            except Exception:  # a bit generator that is not NumPy's
-                streams = []
+        kind, state = _KINDS[record["kind"]], record["state"]
+        found = {tuple(place): _at(env, tuple(place)) for place in record["places"]}
+        streams = [each for each in found.values() if isinstance(each, kind.of) and _write(kind, each, state)]
+        restored = bool(streams)
+        if not restored and kind.make is not None:
+            with contextlib.suppress(Exception):  # a bit generator that is not NumPy's
+                streams = [each for each in [kind.make(state)] if _write(kind, each, state)]
         # What a reset with a seed made, before the first reset of this one.
-        put = [_put(env, place, streams[0]) for place in empty] if streams else []
-        if not (written_to or any(put)):
-            lost.append(written(places[0]))
+        put = [_put(env, place, streams[0]) for place, each in found.items() if each is None] if streams else []
+        if not (restored or any(put)):
+            lost.append(written(next(iter(found))))
     return lost
+
+
+def _write(kind: _Kind, stream: object, state: Any) -> bool:  # noqa: ANN401 - of any kind
+    try:
+        kind.write(stream, state)
+    except Exception:  # a stream of the same class and of another algorithm
+        return False
+    return True
 
 
 def _put(root: object, place: Place, value: object) -> bool:
     """An attribute or the entry of a dict."""
     *before, step = place
+    parent = _at(root, tuple(before))
     try:
-        parent = _at(root, tuple(before))
         if isinstance(parent, dict):
             parent[ast.literal_eval(step[1:-1])] = value
         elif step.startswith(".") and step[1:].isidentifier() and not isinstance(parent, gym.Space):
             setattr(parent, step[1:], value)
         else:
             return False
-    except Exception:  # whatever the user's class does with that
+    except Exception:  # whatever the user's class does with that; or there is no parent
         return False
     return True
 
@@ -360,8 +308,11 @@ def written(place: Place) -> str:
 # --- states that an environment gives out itself -------------------------------------------------------------------
 
 
-def _layers(env: VecEnv) -> list[tuple[Place, Any]]:
-    """Each vectorised wrapper, environment and wrapper of this process, the outermost first."""
+def layers(env: VecEnv) -> list[tuple[Place, Any]]:
+    """
+    :param env: with all its wrappers
+    :return: each vectorised wrapper, environment and wrapper of this process, the outermost first, with its place
+    """
     found: list[tuple[Place, Any]] = []
     todo: deque[tuple[Place, Any]] = deque([((), env)])
     while todo:
@@ -406,7 +357,7 @@ def given_states(env: VecEnv) -> list[dict[str, Any]]:
     """
     records = [
         {"place": list(place), "state": _encodable(type(layer).__name__, place, layer.get_state())}
-        for place, layer in _layers(env)
+        for place, layer in layers(env)
         if _offers_state(layer)
     ]
     for index in _in_processes(env):
@@ -431,19 +382,19 @@ def give_back_states(env: VecEnv, records: list[dict[str, Any]]) -> None:
     :param records: of `given_states`
     :raises CheckpointError: when there is nobody to give one to
     """
-    layers = {place: layer for place, layer in _layers(env) if _offers_state(layer)}
+    offering = {place: layer for place, layer in layers(env) if _offers_state(layer)}
     for record in records:
         state = decode(record["state"])
         if "process" in record:
             env.unwrapped.env_method("set_state", state, indices=record["process"])
             continue
         place = tuple(record["place"])
-        if place not in layers:
+        if place not in offering:
             raise CheckpointError(
                 f"The checkpoint holds what get_state() of model.env{''.join(place)} gave, and there is no set_state "
                 "there: build `env` as for training."
             )
-        layers[place].set_state(state)
+        offering[place].set_state(state)
 
 
 # --- what else is in it --------------------------------------------------------------------------------------------
@@ -508,11 +459,9 @@ def contents(env: VecEnv, observations: Any) -> dict[str, str]:  # noqa: ANN401 
     for key, values in observations.items() if isinstance(observations, dict) else [("", observations)]:
         name = f" of {key!r}" if key else ""
         found |= {f"the first observation{name} of environment {i}": _fingerprint(one) for i, one in enumerate(values)}
-    objects = _Objects(env, _compared)
-    for thing in objects.all.values():
+    for thing, places in _objects(env, _compared):
         if _fingerprint(thing) is None:
-            here = objects.nearest[id(thing)]
-            found |= {written((*here, step)): _fingerprint(value) for step, value in _compared(thing)}
+            found |= {written((*places[0], step)): _fingerprint(value) for step, value in _compared(thing)}
     return {place: value for place, value in found.items() if value is not None}
 
 

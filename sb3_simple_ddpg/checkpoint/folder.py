@@ -28,7 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
-from sb3_simple_ddpg.checkpoint import folder_lock
+from sb3_simple_ddpg.checkpoint import environment_state, folder_lock
 from sb3_simple_ddpg.checkpoint.buffer import (
     CheckpointError,
     check_buffer,
@@ -37,14 +37,6 @@ from sb3_simple_ddpg.checkpoint.buffer import (
     encode,
     read_buffer,
     write_buffer,
-)
-from sb3_simple_ddpg.checkpoint.environment_state import (
-    contents,
-    differences,
-    give_back_states,
-    given_states,
-    restore_streams,
-    stored_streams,
 )
 
 if TYPE_CHECKING:
@@ -150,11 +142,15 @@ def save_checkpoint(model: "Agent", folder: str | Path, keep_last: int = 3) -> P
     cut_episodes(model.replay_buffer)
     if model.action_noise is not None:
         model.action_noise.reset()
-    path = None
+    model._saved = None
     try:
-        path = _write(model, folder, keep_last)
+        model._saved = path = _write(model, folder, keep_last)
     finally:
-        _start_episodes_anew(model, path)
+        if model._boundary is None or model.env is None:
+            model._last_obs = None  # the next call of learn resets
+        else:
+            model._start_episodes()
+            look_at_environments(model)
     return path
 
 
@@ -181,7 +177,7 @@ def resume(cls: type[Model], folder: str | Path, env: GymEnv | str, device: th.d
         )
     if device is None:
         device = "auto" if state["device"].startswith("cuda") and not th.cuda.is_available() else state["device"]
-    normalizers = _normalizers(vec_env)
+    normalizers = _wrappers(vec_env, VecNormalize)
     if len(normalizers) != len(state["normalizers"]):
         raise ValueError(
             f"{checkpoint} holds {len(state['normalizers'])} VecNormalize, the environment has {len(normalizers)}: "
@@ -196,9 +192,12 @@ def resume(cls: type[Model], folder: str | Path, env: GymEnv | str, device: th.d
     for monitor, count in zip(_wrappers(model.env, VecMonitor), state["episode_counts"], strict=False):
         monitor.episode_count = count
     model.action_space = model.env.action_space  # one object, as after the constructor: it holds a random stream
-    give_back_states(model.env, state.get("given", []))
+    environment_state.give_back_states(model.env, state.get("given", []))
     lost = _set_random_states(model, state["random"])
-    model._resumed = Resumed(lost, _contents_afterwards(checkpoint))
+    expected = None
+    with contextlib.suppress(OSError, ValueError):  # the process ended before that reset
+        expected = json.loads((checkpoint / AFTERWARDS).read_text("utf-8"))
+    model._resumed = Resumed(lost, expected)
     folder_lock.may_follow(checkpoint.parent, model)
     return model
 
@@ -227,28 +226,19 @@ def look_at_environments(model: "Agent") -> None:
         sentence = "A resumed run may differ from the uninterrupted one: "
         if resumed.lost:
             model.logger.warn(f"{sentence}there is no place for the random streams {', '.join(resumed.lost)}.")
-        found = differences(contents(model.env, model._last_obs), resumed.expected) if resumed.expected else ""
-        if found:
+        now = environment_state.contents(model.env, model._last_obs) if resumed.expected else {}
+        if found := environment_state.differences(now, resumed.expected or {}):
             model.logger.warn(
                 f"{sentence}after the first reset the environments differ from those of the stopped run in {found} "
                 "(places in model.env). Where the next episodes depend on that, give the environment the methods "
                 "get_state() and set_state(state), which checkpoints use: docs/resume.md."
             )
     if checkpoint is not None:
-        with contextlib.suppress(
-            OSError
-        ):  # the disk is full, or the checkpoint has been removed: it is complete without
-            text = json.dumps(contents(model.env, model._last_obs))
+        # The disk is full, or the checkpoint has been removed: it is complete without.
+        with contextlib.suppress(OSError):
+            text = json.dumps(environment_state.contents(model.env, model._last_obs))
             (checkpoint / f".{AFTERWARDS}").write_text(text, "utf-8")
             os.replace(checkpoint / f".{AFTERWARDS}", checkpoint / AFTERWARDS)
-
-
-def _contents_afterwards(checkpoint: Path) -> dict[str, str] | None:
-    try:
-        found: dict[str, str] = json.loads((checkpoint / AFTERWARDS).read_text("utf-8"))
-    except (OSError, ValueError):  # the process ended before that reset
-        return None
-    return found
 
 
 def newest_checkpoint(folder: str | Path) -> Path:
@@ -270,15 +260,6 @@ def newest_checkpoint(folder: str | Path) -> Path:
     raise CheckpointError(
         "; ".join(problems) + "." if problems else f"{folder} holds no checkpoint: name the folder that was saved to."
     )
-
-
-def _start_episodes_anew(model: "Agent", checkpoint: Path | None) -> None:
-    model._saved = checkpoint
-    if model._boundary is None or model.env is None:
-        model._last_obs = None  # the next call of learn resets
-        return
-    model._start_episodes()
-    look_at_environments(model)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
@@ -393,9 +374,9 @@ def _state(model: "Agent") -> dict[str, Any]:
     return {
         "n_envs": model.n_envs,
         "device": str(model.device),
-        "normalizers": [_statistics(normalizer) for normalizer in _normalizers(model.env)],
+        "normalizers": [_statistics(normalizer) for normalizer in _wrappers(model.env, VecNormalize)],
         "episode_counts": [monitor.episode_count for monitor in _wrappers(model.env, VecMonitor)],
-        "given": given_states(model.env),
+        "given": environment_state.given_states(model.env),
         "random": _random_states(model),
     }
 
@@ -405,10 +386,6 @@ Wrapper = TypeVar("Wrapper", bound=VecEnvWrapper)
 
 def _wrappers(env: VecEnv, wrapper_class: type[Wrapper]) -> list[Wrapper]:
     return [layer for layer in _layers(env) if isinstance(layer, wrapper_class)]
-
-
-def _normalizers(env: VecEnv) -> list[VecNormalize]:
-    return _wrappers(env, VecNormalize)
 
 
 def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
@@ -435,12 +412,13 @@ def _set_statistics(normalizer: VecNormalize, stored: dict[str, Any]) -> None:
 
 def _random_states(model: "Agent") -> dict[str, Any]:
     assert model.env is not None
-    environments, unknown = _environment_states(model.env)
+    environments = [_np_random_state(model.env, index) for index in range(model.env.num_envs)]
+    unknown = [str(index) for index, state in enumerate(environments) if state is None]
     missing = "is not in the checkpoint, since it {}: a resumed run will not equal the uninterrupted one there."
     if unknown:
-        names = ", ".join(map(str, unknown))
+        names = ", ".join(unknown)
         _say_once(model, f"The random state of environment {names} {missing.format('has no np_random of Gymnasium')}")
-    streams, stateless = stored_streams(model.env)
+    streams, stateless = environment_state.stored_streams(model.env)
     if stateless:
         _say_once(model, f"The random state of {', '.join(stateless)} {missing.format('cannot be read')}")
     return {
@@ -461,18 +439,17 @@ def _set_random_states(model: "Agent", states: dict[str, Any]) -> list[str]:
     for index, state in enumerate(states["environments"]):
         if state is not None:
             _set_np_random(model.env, index, state)
-    lost = restore_streams(model.env, states["streams"]) if "streams" in states else []
-    for name, generator in _generators_of_format_1(model.env).items() if "generators" in states else ():
-        if name in states["generators"]:
-            generator.bit_generator.state = states["generators"][name]
-    model.action_space.np_random.bit_generator.state = states["action_space"]
-    layers = _layers(model.env)
+    layers, lost = _layers(model.env), []
     if "generators" in states:  # format 1
+        for name, generator in _generators_of_format_1(model.env).items():
+            generator.bit_generator.state = states["generators"].get(name, generator.bit_generator.state)
         layers[-1]._seeds = states["seeds"]
     else:
+        lost = environment_state.restore_streams(model.env, states["streams"])
         for layer, seeds in zip(layers, states["seeds"], strict=False):
             if seeds is not None:
                 layer._seeds = seeds
+    model.action_space.np_random.bit_generator.state = states["action_space"]
     if states["cuda"] and model.device.type == "cuda":
         th.cuda.set_rng_state_all([th.from_numpy(state) for state in states["cuda"]])
     th.set_rng_state(th.from_numpy(states["torch"]))
@@ -484,10 +461,7 @@ def _set_random_states(model: "Agent", states: dict[str, Any]) -> list[str]:
 
 def _layers(env: VecEnv) -> list[VecEnv]:
     """The vectorised environment and all in it, the outermost first; some wrappers hold what is not one of SB3's."""
-    layers = [env]
-    while isinstance(inner := vars(layers[-1]).get("venv"), VecEnv):
-        layers.append(inner)
-    return layers
+    return [layer for _, layer in environment_state.layers(env) if isinstance(layer, VecEnv)]
 
 
 def _set_np_random(env: VecEnv, index: int, state: dict[str, Any]) -> None:
@@ -508,18 +482,11 @@ def _np_random_state(env: VecEnv, index: int) -> Any:  # noqa: ANN401 - whatever
     return None
 
 
-def _environment_states(env: VecEnv) -> tuple[list[Any], list[int]]:
-    """The state of each environment's `np_random`, None where there is none, and the indices of those."""
-    states = [_np_random_state(env, index) for index in range(env.num_envs)]
-    return states, [index for index, state in enumerate(states) if state is None]
-
-
 def _generators_of_format_1(env: VecEnv) -> dict[str, np.random.Generator]:
     """What was stored of the environments of this process beside `np_random`: spaces, and generators as attributes."""
-    inner = env.unwrapped
+    envs: list[Any] = env.unwrapped.envs if isinstance(env.unwrapped, DummyVecEnv) else []
     found: dict[str, np.random.Generator] = {}
-    for index, one in enumerate(inner.envs if isinstance(inner, DummyVecEnv) else []):
-        layer: gym.Env[Any, Any] | None = one
+    for index, layer in enumerate(envs):
         depth = 0
         while layer is not None:
             for name, value in getattr(layer, "__dict__", {}).items():

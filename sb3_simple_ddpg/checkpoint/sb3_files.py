@@ -16,6 +16,7 @@ import sys
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,13 +137,12 @@ def old_defaults(policy_kwargs: dict[str, Any], parameters: dict[str, Any]) -> d
         said["net_arch"] = []
     extractor = [name for name in weights if name.startswith("actor.features_extractor.")]
     # Two extractors begin with other weights, and learn from other losses.
-    if extractor and all(_equal(weights[name], weights.get(name.replace("actor", "critic", 1))) for name in extractor):
+    of_critic = [weights.get(name.replace("actor", "critic", 1)) for name in extractor]
+    pairs = zip(extractor, of_critic, strict=True)
+    same = [other is not None and th.equal(weights[name], other) for name, other in pairs]
+    if same and all(same):
         said.setdefault("share_features_extractor", True)
     return said
-
-
-def _equal(tensor: th.Tensor, other: th.Tensor | None) -> bool:
-    return other is not None and th.equal(tensor, other)
 
 
 def _hidden_units(weights: dict[str, th.Tensor], prefix: str) -> list[int]:
@@ -229,42 +229,29 @@ class _Forgotten:
     def __setstate__(self, _state: object) -> None: ...
 
 
-def _become(unpickled: Any, space: spaces.Space[Any]) -> None:  # noqa: ANN401 - its class is changed
-    vars(unpickled).update(vars(space))
-    unpickled.__class__ = type(space)
+#: What becomes of what gym keeps in a space, which differs by version.
+_BUILD: dict[str, Callable[[Any], spaces.Space[Any]]] = {
+    "Box": lambda state: spaces.Box(state["low"], state["high"], np.shape(state["low"]), np.dtype(state["dtype"]).type),
+    "Discrete": lambda state: spaces.Discrete(int(state["n"]), start=int(state.get("start", 0))),
+    "MultiDiscrete": lambda state: spaces.MultiDiscrete(
+        np.asarray(state["nvec"]), np.dtype(state.get("dtype") or np.int64)
+    ),
+    "MultiBinary": lambda state: spaces.MultiBinary(state["n"]),
+    "Dict": lambda state: spaces.Dict(OrderedDict(state["spaces"])),
+    "Tuple": lambda state: spaces.Tuple(state["spaces"]),
+}
 
 
-class _Box(spaces.Box):
-    def __setstate__(self, state: Any) -> None:  # noqa: ANN401 - what gym keeps in a space differs by version
-        low, high = state["low"], state["high"]
-        _become(self, spaces.Box(low, high, np.shape(low), np.dtype(state["dtype"]).type))
+def _becomes(build: Callable[[Any], spaces.Space[Any]]) -> Callable[[Any, Any], None]:
+    def setstate(unpickled: Any, state: Any) -> None:  # noqa: ANN401 - its class is changed
+        space = build(state)
+        vars(unpickled).update(vars(space))
+        unpickled.__class__ = type(space)
+
+    return setstate
 
 
-class _Discrete(spaces.Discrete):
-    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
-        _become(self, spaces.Discrete(int(state["n"]), start=int(state.get("start", 0))))
-
-
-class _MultiDiscrete(spaces.MultiDiscrete[Any]):
-    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
-        _become(self, spaces.MultiDiscrete(np.asarray(state["nvec"]), np.dtype(state.get("dtype") or np.int64)))
-
-
-class _MultiBinary(spaces.MultiBinary):
-    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
-        _become(self, spaces.MultiBinary(state["n"]))
-
-
-class _Dict(spaces.Dict[Any]):
-    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
-        _become(self, spaces.Dict(OrderedDict(state["spaces"])))
-
-
-class _Tuple(spaces.Tuple[Any]):
-    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
-        _become(self, spaces.Tuple(state["spaces"]))
-
-
-_SPACES: dict[str, type[spaces.Space[Any]]] = {
-    each.__name__.removeprefix("_"): each for each in (_Box, _Discrete, _MultiDiscrete, _MultiBinary, _Dict, _Tuple)
+#: Of each name a class that a pickle can fill, and that is Gymnasium's afterwards.
+_SPACES: dict[str, type] = {
+    name: type(name, (getattr(spaces, name),), {"__setstate__": _becomes(build)}) for name, build in _BUILD.items()
 }

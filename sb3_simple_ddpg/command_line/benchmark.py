@@ -1,9 +1,8 @@
 """`simple-ddpg benchmark`. Not here: what is measured (`benchmark/benchmark.py`)."""
 
-import sys
 from pathlib import Path
 
-from sb3_simple_ddpg.command_line.options import choose_folder, prepare_folder
+from sb3_simple_ddpg.command_line import options
 
 
 def benchmark(
@@ -32,8 +31,6 @@ def benchmark(
     :param overwrite: replace the files of an earlier benchmark in a folder that is not empty
     :return: exit status
     """
-    from rich.console import Console
-
     from sb3_simple_ddpg.benchmark import benchmark as bench
 
     chosen = bench.choose_workloads(workloads, threads, quick)
@@ -45,9 +42,8 @@ def benchmark(
         compile_times=compile_times and not quick,
         quick=quick,
     )
-    folder = choose_folder(out, "benchmark", overwrite)
-    prepare_folder(folder, bench.FILES)
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    bench.run_table(chosen, settings, folder, console)
+    folder = options.choose_folder(out, "benchmark", overwrite)
+    options.prepare_folder(folder, bench.FILES)
+    bench.run_table(chosen, settings, folder, options.console())
     print(f"Everything lies in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0

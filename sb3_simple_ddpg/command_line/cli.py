@@ -27,18 +27,10 @@ def main(args: list[str] | None = None) -> int:
     :return: exit status: 0 for success, 1 when a diagnosis found something or anything failed that is no mistake in the
         options, 2 for such a mistake, 130 after Ctrl-C
     """
-    commands: dict[str, Callable[..., Any]] = {
-        "train": train,
-        "evaluate": evaluate,
-        "plot": plot,
-        "benchmark": benchmark,
-        "export": export,
-        "compare": compare,
-        "diagnose": diagnose,
-    }
+    commands: tuple[Callable[..., Any], ...] = (train, evaluate, plot, benchmark, export, compare, diagnose)
     try:
         status: int = tyro.extras.subcommand_cli_from_dict(
-            commands,
+            {command.__name__: command for command in commands},
             prog="simple-ddpg",
             description="Deep Deterministic Policy Gradient, to run and to read.",
             args=args,

@@ -1,13 +1,13 @@
 """`simple-ddpg compare`. Not here: what is compared, and how (`experiment/comparison.py`)."""
 
 import itertools
-import sys
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from sb3_simple_ddpg.command_line.options import Assignments, choose_folder
+from sb3_simple_ddpg.command_line import options
+from sb3_simple_ddpg.command_line.options import Assignments
 
 
 def compare(
@@ -61,15 +61,13 @@ def compare(
     :param progress: show a display that changes, where there is a terminal
     :return: exit status: 1 when a run failed
     """
-    from rich.console import Console
-
     from sb3_simple_ddpg.experiment import comparison
     from sb3_simple_ddpg.experiment import folder as experiment_folder
     from sb3_simple_ddpg.experiment import report as comparison_report
 
     if resume and (out is None or overwrite):
         raise ValueError("--resume needs --out, the folder that a comparison was begun in, and no --overwrite.")
-    folder = out if resume and out is not None else choose_folder(out, "compare", overwrite)
+    folder = out if resume and out is not None else options.choose_folder(out, "compare", overwrite)
     request = comparison.Request(
         env, tuple(itertools.chain(*env_kwargs)), algorithms, seeds, first_seed, timesteps,
         tuple(itertools.chain(*set)), preset, eval_every, eval_episodes, threads, threshold, margin,
@@ -77,7 +75,7 @@ def compare(
     if overwrite and folder.is_dir():
         with experiment_folder.locked(folder):
             experiment_folder.clear(folder, comparison_report.FILES)
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = options.console()
     status = comparison.compare(
         request, folder, console, resume=resume, engine=engine, jobs=jobs, ray_address=ray_address, live=progress
     )

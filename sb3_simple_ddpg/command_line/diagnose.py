@@ -1,8 +1,5 @@
 """`simple-ddpg diagnose`. Not here: the faults and their cures (`diagnosis/diagnosis.py`)."""
 
-import inspect
-import itertools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +7,9 @@ import torch as th
 import tyro
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_simple_ddpg import presets
-from sb3_simple_ddpg.command_line.options import (
-    Assignments,
-    assign_setting,
-    at_least_one,
-    env_kwargs_of,
-)
+from sb3_simple_ddpg.command_line import options
+from sb3_simple_ddpg.command_line.options import Assignments
 from sb3_simple_ddpg.experiment import runs
-from sb3_simple_ddpg.experiment.algorithms import take_normalize
 from sb3_simple_ddpg.safety import mistakes
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
@@ -57,24 +48,17 @@ def diagnose(
     given, folder = locals(), Path(what)
     logged: dict[str, float] = {}
     if folder.is_dir():
-        for name, parameter in inspect.signature(diagnose).parameters.items():
-            if name not in ("what", "seed") and given[name] != parameter.default:
-                raise ValueError(f"A run has its own settings: leave out --{name.replace('_', '-')}.")
+        options.refuse_others(diagnose, given, ("what", "seed"), "A run has its own settings")
         config = runs.read_config(folder)
         arguments = config["arguments"]
         th.set_num_threads(config["threads"])
         model = runs.load_run(folder, config["env"].n_envs, seed, buffer_size=runs.SAMPLE)
         logged = runs.logged_last(folder, ("train/action_saturation", "train/q_mean", "rollout/q_bias"))
     else:
-        th.set_num_threads(at_least_one("threads", threads))
-        _, arguments = presets.choose_preset(preset, what)
-        for assignment in itertools.chain(*set):
-            assign_setting(arguments, assignment)
+        _, arguments, settings = options.choose_settings(
+            what, env_kwargs, preset, n_envs, False, wrapper, normalize, set, threads
+        )
         try:
-            settings = runs.EnvSettings(
-                what, wrapper, at_least_one("n-envs", n_envs), False, normalize, take_normalize(arguments),
-                env_kwargs_of(env_kwargs, what),
-            )  # fmt: skip
             env: VecEnv = settings.make()
         except ValueError as error:
             if not mistakes.is_said_to_user(error):
@@ -95,7 +79,6 @@ def diagnose(
 
 
 def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from sb3_simple_ddpg.diagnosis.diagnosis import cure_first
@@ -108,7 +91,6 @@ def _print_findings(findings: "list[Finding]", what: str, timesteps: int) -> Non
         table.add_column(head)
     for finding in findings:
         table.add_row(finding.fault, finding.measured, finding.why, finding.cure)
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table, markup=False, highlight=False)
+    options.console().print(table, markup=False, highlight=False)
     if first := cure_first(findings):
         print(first)

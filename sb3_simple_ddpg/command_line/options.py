@@ -4,18 +4,23 @@ import inspect
 import itertools
 import os
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import torch as th
 import tyro
 
 from sb3_simple_ddpg import presets
 from sb3_simple_ddpg.experiment import runs
-from sb3_simple_ddpg.experiment.algorithms import assign, env_kwargs_from
+from sb3_simple_ddpg.experiment.algorithms import assign, env_kwargs_from, take_normalize
 from sb3_simple_ddpg.safety import checks
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: What may follow one `--set`, which may be given several times.
 Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
@@ -23,6 +28,36 @@ Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 
 def env_kwargs_of(typed: Iterable[tuple[str, ...]], env_id: str) -> dict[str, Any]:
     return env_kwargs_from(itertools.chain(*typed), [env_id])[env_id]
+
+
+def choose_settings(
+    env_id: str, env_kwargs: Iterable[tuple[str, ...]], preset: str | None, n_envs: int, subprocesses: bool,
+    wrappers: tuple[str, ...], normalize: bool, assignments: Iterable[tuple[str, ...]], threads: int,
+) -> tuple[str, dict[str, Any], runs.EnvSettings]:  # fmt: skip
+    """The preset's name, the arguments of SimpleDDPG, and the environments, as `train` and `diagnose` are told."""
+    th.set_num_threads(at_least_one("threads", threads))
+    preset_name, arguments = presets.choose_preset(preset, env_id)
+    for assignment in itertools.chain(*assignments):
+        assign_setting(arguments, assignment)
+    settings = runs.EnvSettings(
+        env_id, wrappers, at_least_one("n-envs", n_envs), subprocesses, normalize, take_normalize(arguments),
+        env_kwargs_of(env_kwargs, env_id),
+    )  # fmt: skip
+    return preset_name, arguments, settings
+
+
+def refuse_others(command: Callable[..., int], given: dict[str, Any], allowed: tuple[str, ...], why: str) -> None:
+    """Options that a run has settled already."""
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in allowed and given[name] != parameter.default:
+            raise ValueError(f"{why}: leave out --{name.replace('_', '-')}.")
+
+
+def console() -> "Console":
+    """Of this terminal; of a width that breaks no table where there is none."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def assign_setting(arguments: dict[str, Any], assignment: str) -> None:

@@ -4,16 +4,13 @@ Not here: a run's files (`experiment/runs.py`), checkpoints (`checkpoint/folder.
 """
 
 import contextlib
-import inspect
-import itertools
 import json
 import math
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch as th
@@ -21,23 +18,15 @@ import tyro
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_simple_ddpg import presets
 from sb3_simple_ddpg.checkpoint import folder_lock
 from sb3_simple_ddpg.checkpoint.buffer import CheckpointError
 from sb3_simple_ddpg.checkpoint.folder import ExactCheckpointCallback
+from sb3_simple_ddpg.command_line import options
 from sb3_simple_ddpg.command_line.evaluate import print_evaluation, save_figure
 from sb3_simple_ddpg.command_line.logs import PatientResults, ReturnsProgressBar, make_logger
-from sb3_simple_ddpg.command_line.options import (
-    Assignments,
-    assign_setting,
-    at_least_one,
-    choose_folder,
-    env_kwargs_of,
-    prepare_folder,
-)
+from sb3_simple_ddpg.command_line.options import Assignments, at_least_one
 from sb3_simple_ddpg.diagnosis.q_bias import QBiasCallback
 from sb3_simple_ddpg.experiment import runs
-from sb3_simple_ddpg.experiment.algorithms import take_normalize
 from sb3_simple_ddpg.safety import checks, mistakes
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
@@ -93,24 +82,20 @@ def train(
     :param resume: folder of a run with checkpoints, to go on with; its settings are used
     :return: exit status
     """
+    given = locals()
     if resume is not None:
-        _refuse_other_options(train, locals(), ("resume", "eval_episodes", "progress"))
+        allowed = ("resume", "eval_episodes", "progress")
+        options.refuse_others(train, given, allowed, "--resume goes on with the settings of the run")
         return _resume(resume, eval_episodes, progress)
-    th.set_num_threads(at_least_one("threads", threads))
-    preset_name, arguments = presets.choose_preset(preset, env)
-    for assignment in itertools.chain(*set):
-        assign_setting(arguments, assignment)
-    observations = take_normalize(arguments)
-    settings = runs.EnvSettings(
-        env, wrapper, at_least_one("n-envs", n_envs), vec_env == "subproc", normalize, observations,
-        env_kwargs_of(env_kwargs, env),
-    )  # fmt: skip
+    preset_name, arguments, settings = options.choose_settings(
+        env, env_kwargs, preset, n_envs, vec_env == "subproc", wrapper, normalize, set, threads
+    )
     timesteps, max_episodes = _budget(settings, episodes, timesteps)
     if eval_episodes < 0:
         raise ValueError(f"--eval-episodes must be at least 0, got {eval_episodes}.")
     if checkpoint_every is not None:
         at_least_one("checkpoint-every", checkpoint_every)
-    folder = choose_folder(out, env, overwrite)
+    folder = options.choose_folder(out, env, overwrite)
 
     monitor = settings.make()
     training_env = settings.normalized(monitor, arguments.get("gamma", 0.99))
@@ -125,7 +110,7 @@ def train(
         folder_lock.claim(folder, model)
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written: {error}.") from error
-    prepare_folder(folder)
+    options.prepare_folder(folder)
     runs.write_config(
         folder,
         settings,
@@ -247,11 +232,3 @@ def _budget(env: runs.EnvSettings, episodes: int | None, timesteps: int | None) 
     if spec is None or spec.max_episode_steps is None:
         raise ValueError(f"{env.env_id} sets no limit to an episode, so episodes cannot be planned: give --timesteps.")
     return episodes * spec.max_episode_steps, episodes
-
-
-def _refuse_other_options(command: Callable[..., int], given: dict[str, Any], allowed: tuple[str, ...]) -> None:
-    """Those that a run to go on with has settled already."""
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name not in allowed and given[name] != parameter.default:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"--resume goes on with the settings of the run: leave out {option}.")

@@ -268,12 +268,12 @@ def check_extractor(
     :param normalize_images: images have whole numbers in [0, 255]; False: any range
     :raises UnsupportedError: for one of SB3's extractors that cannot read these observations
     """
-    if issubclass(extractor, CombinedExtractor) and not isinstance(observation_space, spaces.Dict):
-        raise UnsupportedError(
-            f"MultiInputPolicy needs Dict observations, got {observation_space}: use MlpPolicy, or CnnPolicy for "
-            "images."
-        )
-    if issubclass(extractor, CombinedExtractor) and isinstance(observation_space, spaces.Dict):
+    if issubclass(extractor, CombinedExtractor):
+        if not isinstance(observation_space, spaces.Dict):
+            raise UnsupportedError(
+                f"MultiInputPolicy needs Dict observations, got {observation_space}: use MlpPolicy, or CnnPolicy for "
+                "images."
+            )
         _check_keys(list(observation_space))
     parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
     for key, part in parts.items() if extractor in (NatureCNN, CombinedExtractor) else ():
@@ -499,9 +499,7 @@ def check_wrappers(env: VecEnv) -> None:
             "VecNormalize(VecFrameStack(env, n))."
         )
     if any(isinstance(wrapper, VecTransposeImage) for wrapper in outside):
-        settings = "norm_obs=False"
-        if normalizer.norm_obs:
-            settings = f"norm_obs_keys={normalizer.norm_obs_keys}"
+        settings = f"norm_obs_keys={normalizer.norm_obs_keys}" if normalizer.norm_obs else "norm_obs=False"
         raise UnsupportedError(
             f"Images with their channels last are transposed outside VecNormalize, {kept} not transposed there: write "
             f"VecNormalize(VecTransposeImage(env), {settings})."

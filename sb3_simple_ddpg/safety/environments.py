@@ -1,19 +1,15 @@
-"""When an environment fails: the error says which one and when, and nobody waits for a process that is dead.
+"""When an environment fails: the error says which one and when.
 
-Not here: numbers that are not finite (`numbers.py`). An exception of the environment's own keeps its type and
-traceback; a note is added to it.
+Not here: numbers that are not finite (`numbers.py`), and how a dead process is noticed (`sb3/vec_env.py`). An
+exception of the environment's own keeps its type and traceback; a note is added to it.
 """
 
 import contextlib
 import math
-import os
-import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
-from multiprocessing import Pipe, connection
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -22,7 +18,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_simple_ddpg.safety.origins import environments_of, origin_of
+from sb3_simple_ddpg.safety.mistakes import origin_of
 
 if TYPE_CHECKING:
     from sb3_simple_ddpg.sb3.agent import Agent
@@ -33,27 +29,19 @@ class DeadEnvironmentError(RuntimeError):
 
 
 @contextlib.contextmanager
-def watched_environments(model: "Agent", callback: object = None) -> Iterator[None]:
+def explained_errors(model: "Agent") -> Iterator[None]:
     """
-    While it lasts, dead processes are noticed, and an error of an environment says of which one and when.
+    While it lasts, an error of an environment says of which one and when.
 
     :param model: with an environment or without
-    :param callback: whose environments are watched too
     :raises DeadEnvironmentError: when the process of an environment has ended; the others are ended too
     """
     env = None if model.env is None else model.env.unwrapped
-    others = [other for other in environments_of(callback) if other is not env]
     try:
-        with contextlib.ExitStack() as watch:
-            for each in [env, *others]:
-                if isinstance(each, SubprocVecEnv):
-                    watch.enter_context(_noticed(each))
-            yield
+        yield
     except (EOFError, ConnectionError) as error:
         origin = origin_of(error)
-        dead = ""
-        if isinstance(origin.vec_env, SubprocVecEnv):
-            dead = _end(origin.vec_env, origin.owner(env))
+        dead = _end(origin.vec_env, origin.owner(env)) if isinstance(origin.vec_env, SubprocVecEnv) else ""
         if not dead:
             raise
         raise DeadEnvironmentError(
@@ -155,19 +143,6 @@ def _numbers_of(objects: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
     return np.array(numbers).reshape(objects.shape)
 
 
-def check_last_observation(name: str, observation: Any, space: spaces.Space[Any]) -> Any:  # noqa: ANN401 - may be anything
-    """
-    The last observation of an episode comes in the info: SB3 stores it without a look.
-
-    :param name: of the environment, for the message
-    :param observation: as the environment gave it
-    :param space: that it promised
-    :return: the observation, or the same numbers in the shape of the space
-    :raises ValueError: as `check_observation`
-    """
-    return check_observation(f"{name}, at the end of an episode,", observation, space)
-
-
 def check_action_space(name: str, env: gym.Env[Any, Any], promised: spaces.Space[Any]) -> None:
     """
     :param name: of the environment, for the message
@@ -181,35 +156,6 @@ def check_action_space(name: str, env: gym.Env[Any, Any], promised: spaces.Space
             f"{name} has changed its action space from {promised} to {now}: it may not, since the networks are built "
             "for the first one."
         )
-
-
-@contextlib.contextmanager
-def _noticed(env: SubprocVecEnv) -> Iterator[None]:
-    """
-    Close our end of the pipe to a process when that ends.
-
-    Otherwise one may wait for ever: forked processes hold the other ends of each other's pipes open.
-    """
-    if os.name == "nt":  # no forks there
-        yield
-        return
-    stopped, stop = Pipe(duplex=False)
-
-    def watch() -> None:
-        ready = connection.wait([stopped, *(process.sentinel for process in env.processes)])
-        for process, remote in zip(env.processes, env.remotes, strict=True):
-            if process.sentinel in ready and stopped not in ready:
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(remote.fileno())) as pipe:
-                    pipe.shutdown(socket.SHUT_RDWR)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.close()
-        watcher.join()
-        stopped.close()
 
 
 def _end(env: SubprocVecEnv, owner: str) -> str:

@@ -258,7 +258,8 @@ class NonFiniteGuard:
             return ""
         path = Path(folder) / DIAGNOSIS
         try:
-            path.write_text(json.dumps(_plain(report), indent=2) + "\n", "utf-8")
+            plain = json.loads(json.dumps(report), parse_constant=lambda name: str(float(name)))  # JSON has no NaN
+            path.write_text(json.dumps(plain, indent=2) + "\n", "utf-8")
         except OSError as error:
             return f" No diagnosis could be written: {error}."
         return f" Diagnosis: {path}."
@@ -316,14 +317,3 @@ def _moving_parts(normalizer: VecNormalize) -> list[tuple[object, dict[str, Any]
     parts = list(observations.values()) if isinstance(observations, dict) else [observations]
     moving = [(part, dict(vars(part))) for part in [*parts, normalizer.ret_rms]]
     return [*moving, (normalizer, {"returns": normalizer.returns})]
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -39,9 +39,9 @@ from sb3_simple_ddpg.checkpoint.buffer import cut_episodes
 from sb3_simple_ddpg.exploration import GaussianNoise, NoiseSetting, drawn, make_action_noise, noise_scale
 from sb3_simple_ddpg.policies import DDPGPolicy
 from sb3_simple_ddpg.safety import checks
-from sb3_simple_ddpg.safety.environments import watched_environments
+from sb3_simple_ddpg.safety.environments import explained_errors
+from sb3_simple_ddpg.safety.mistakes import environments_of, origin_of
 from sb3_simple_ddpg.safety.numbers import NonFiniteGuard, Update
-from sb3_simple_ddpg.safety.origins import environments_of, origin_of
 from sb3_simple_ddpg.sb3.collecting import Collecting
 from sb3_simple_ddpg.sb3.vec_env import QuickDummyVecEnv, watched
 from sb3_simple_ddpg.speed.optimizers import own_copy
@@ -235,7 +235,7 @@ class Plugin(Collecting):
         :raises ValueError: for an observation that is not of the environment's space
         """
         try:
-            with watched_environments(self, callback), watched(self.env, *environments_of(callback)):
+            with explained_errors(self), watched(self.env, *environments_of(callback)):
                 return super().learn(
                     checks.whole_number(total_timesteps),
                     callback,

@@ -8,6 +8,7 @@ user's keeps its class and its methods: while it is `watched`, its containers lo
 """
 
 import contextlib
+import select
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -18,9 +19,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
-from sb3_simple_ddpg.safety.environments import check_action_space, check_last_observation, check_observation
+from sb3_simple_ddpg.safety.environments import check_action_space, check_observation
 
 Info = dict[str, Any]
+#: The last observation of an episode comes in the info: SB3 stores it without a look.
+_AT_THE_END = ", at the end of an episode,"
 #: Values that a copy may share.
 _IMMUTABLE = frozenset({bool, int, float, str, type(None)})
 
@@ -51,7 +54,7 @@ class QuickDummyVecEnv(DummyVecEnv):
             self.buf_infos[env_idx] = info
             info["TimeLimit.truncated"] = truncated and not terminated
             if over:
-                last = check_last_observation(f"Environment {env_idx}", obs, self.observation_space)
+                last = check_observation(f"Environment {env_idx}{_AT_THE_END}", obs, self.observation_space)
                 info["terminal_observation"] = deepcopy(last)  # reset may write into the same array
                 obs, self.reset_infos[env_idx] = self.envs[env_idx].reset()
             self._save_obs(env_idx, obs)
@@ -185,7 +188,7 @@ class _WatchedInfo(Info):
 
     def __setitem__(self, key: str, value: Any) -> None:  # noqa: ANN401 - may be anything
         if key == "terminal_observation":
-            value = deepcopy(check_last_observation(self.watched[0], value, self.watched[1]))
+            value = deepcopy(check_observation(f"{self.watched[0]}{_AT_THE_END}", value, self.watched[1]))
         super().__setitem__(key, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Info:
@@ -196,10 +199,20 @@ class _WatchedInfo(Info):
 
 
 class _WatchedRemote:
-    """The pipe to one process of `SubprocVecEnv`."""
+    """
+    The pipe to one process of `SubprocVecEnv`, which looks at what comes.
+
+    Nobody waits for a process that is dead: forked ones hold the other ends of each other's pipes open, so that the
+    pipe alone would not tell.
+    """
 
     def __init__(self, env: SubprocVecEnv, index: int) -> None:
         self._env, self._index, self._remote = env, index, env.remotes[index]
+        self._poll: Any = None
+        if hasattr(select, "poll"):  # not on Windows, where nothing is forked
+            self._poll = select.poll()
+            self._poll.register(env.processes[index].sentinel, select.POLLIN)
+            self._poll.register(self._remote.fileno(), select.POLLIN)
         self._command: str | None = None
         self._error: ValueError | None = None
 
@@ -211,15 +224,17 @@ class _WatchedRemote:
         self._remote.send(message)
 
     def recv(self) -> Any:  # noqa: ANN401 - whatever the process answers
+        if self._poll is not None and self._remote.fileno() not in dict(self._poll.poll()):
+            raise EOFError("the process has ended")
         answer, command, self._command = self._remote.recv(), self._command, None
         if command not in ("step", "reset"):
             return answer
-        env, env_idx = self._env, self._index  # `safety/origins.py` looks for these two names
+        env, env_idx = self._env, self._index  # `safety/mistakes.py` looks for these two names
         name, space = f"Environment {env_idx}", env.observation_space
         try:
             answer = check_observation(name, answer[0], space), *answer[1:]
             if command == "step" and answer[2] and "terminal_observation" in answer[3]:
-                last = check_last_observation(name, answer[3]["terminal_observation"], space)
+                last = check_observation(f"{name}{_AT_THE_END}", answer[3]["terminal_observation"], space)
                 answer[3]["terminal_observation"] = last
         except ValueError as error:
             self._error = error

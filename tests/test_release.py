@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
 WORKFLOW: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-EXPORT_LIBRARIES = {"onnx", "onnxruntime", "onnxscript", "safetensors"}
+EXPORT_LIBRARIES = {"onnx", "onnxruntime", "onnxscript"}
 
 
 def names(requirements: list[str]) -> set[str]:

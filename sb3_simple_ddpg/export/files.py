@@ -1,19 +1,15 @@
 """The deterministic policy as one file: raw observation in, environment action out, in ONNX or in safetensors.
 
-Not here: saving to learn on (`SimpleDDPG.save`), and how the files are written (`onnx_file.py`, `policy_writer.py`) and
-read (`policy_file.py`).
+Not here: saving to learn on (`SimpleDDPG.save`), and the files themselves (`onnx_file.py`, `policy_file.py`).
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_simple_ddpg.export import onnx_file, policy_file
 from sb3_simple_ddpg.export.source import checked_target, describe, write_whole
 from sb3_simple_ddpg.sb3.agent import Agent
-
-if TYPE_CHECKING:
-    from sb3_simple_ddpg.export.policy_file import LoadedPolicy
 
 
 def export_onnx(model: Agent, path: str | Path, env: GymEnv | None = None) -> None:
@@ -31,11 +27,7 @@ def export_onnx(model: Agent, path: str | Path, env: GymEnv | None = None) -> No
     :raises ValueError: for what cannot be exported, or a difference above 1e-5 of the action range; nothing is written
     :raises ImportError: without the libraries of the extra `export`
     """
-    from sb3_simple_ddpg.export import onnx_file
-
-    target = checked_target(path)
-    source = describe(model, env)
-    write_whole(target, onnx_file.build(source))
+    write_whole(checked_target(path), onnx_file.build(describe(model, env)))
 
 
 def save_policy(model: Agent, path: str | Path, env: GymEnv | None = None) -> None:
@@ -48,16 +40,11 @@ def save_policy(model: Agent, path: str | Path, env: GymEnv | None = None) -> No
     :param path: to write, or to replace
     :param env: as in `export_onnx`
     :raises ValueError: for a policy with layers that the file has no word for; nothing is written
-    :raises ImportError: without the libraries of the extra `export`
     """
-    from sb3_simple_ddpg.export import policy_writer
-
-    target = checked_target(path)
-    source = describe(model, env)
-    write_whole(target, policy_writer.build(source))
+    write_whole(checked_target(path), policy_file.build(describe(model, env)))
 
 
-def load_policy(path: str | Path) -> "LoadedPolicy":
+def load_policy(path: str | Path) -> policy_file.LoadedPolicy:
     """
     Read what `save_policy` wrote, to act with: no environment, no replay buffer, and nothing in the file is executed.
 
@@ -65,6 +52,4 @@ def load_policy(path: str | Path) -> "LoadedPolicy":
     :return: an object whose `predict` takes raw observations and gives environment actions
     :raises ValueError: for a file that is not exactly what `save_policy` writes
     """
-    from sb3_simple_ddpg.export import policy_file
-
     return policy_file.load(Path(path))

@@ -1,191 +1,59 @@
 """The policy as a safetensors file: numbers and a description in JSON, to be read without trusting who wrote it.
 
-Not here: what a raw observation is, and the comparison with `predict` (`source.py`, where the public calls are too).
+Not here: what a raw observation is, and the comparison with `predict` (`source.py`).
 
-Reading goes from cheap to dear, and nothing is allocated that the file's own length does not pay for: the header, at
-most a mebibyte, is parsed as strict JSON; the description in it is a closed list of words and sizes; from these follow
-names, types and shapes of all tensors, which must be those of the header, which must fill the file exactly. Only then
-the numbers are read. No name in the file is imported, executed or opened. The checksum tells accidents, not attacks.
+The safetensors library holds the header to the length of the file. Names in the description are looked up in closed
+lists: nothing of the file is imported, executed or opened. The networks are SB3's and ours, built on PyTorch's meta
+device, where a size costs nothing; their weights are the file's, which must fit exactly. What was built is described
+again: a file that says anything else is refused. The checksum tells accidents, not attacks.
 """
 
 import hashlib
-import itertools
 import json
-import math
-import os
-import stat
-from dataclasses import dataclass, fields
+import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import preprocess_obs
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from sb3_simple_ddpg.export import source as export
-from sb3_simple_ddpg.export.source import Array
+from sb3_simple_ddpg.export.source import OBSERVATION, Array, Input, RawPolicy, Source
+from sb3_simple_ddpg.policies import Actor
 
 FORMAT, VERSION = "sb3-simple-ddpg policy", 1
-MAX_HEADER_BYTES, MAX_LAYERS, MAX_INPUTS, MAX_AXES = 2**20, 64, 256, 8
+MAX_HEADER_BYTES, MAX_LAYERS = 2**20, 64
+KINDS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 #: The layers between linear ones that a file may name, all without arguments.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     layer.__name__: layer
     for layer in (nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus)
 }
-#: Safetensors' names of NumPy's types.
-_DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64", "I8": "int8", "I16": "int16",
-    "I32": "int32", "I64": "int64", "F16": "float16", "F32": "float32", "F64": "float64",
-}  # fmt: skip
-_CODES = {name: code for code, name in _DTYPES.items()}
-#: Number of filters, width and stride of NatureCNN's three convolutions.
-_CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-
-
-@dataclass(frozen=True)
-class Part:
-    """
-    One observation, or one key of a Dict, as the description has it.
-
-    :param name: of the key
-    :param kind: name of the space's class
-    :param shape: of the space, each axis at least 1
-    :param dtype: of the space, NumPy's name
-    :param counts: number of values of each discrete number; empty for Box and MultiBinary
-    :param normalize: by VecNormalize
-    :param transpose: channels, the last axis, go first
-    :param divide_by_255: as SB3 does with images
-    :param cnn: number of features of a NatureCNN; 0: flattened
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    counts: tuple[int, ...]
-    normalize: bool
-    transpose: bool
-    divide_by_255: bool
-    cnn: int
-
-    def __post_init__(self) -> None:
-        _demand(self.kind in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"), f"unknown space {self.kind!r}")
-        _demand(self.dtype in _CODES, f"unknown type {self.dtype!r}")
-        _demand(len(self.shape) <= MAX_AXES and all(axis >= 1 for axis in self.shape), f"shape {self.shape}")
-        _demand(all(count >= 1 for count in self.counts), "a discrete observation without values")
-        wanted = {"Discrete": ((), 1), "MultiDiscrete": ((len(self.counts),), max(1, len(self.counts)))}
-        shape, count = wanted.get(self.kind, (self.shape, 0))
-        _demand(self.shape == shape and len(self.counts) == count, "numbers of values")
-        _demand(self.shape != () or self.kind == "Discrete", f"a {self.kind} without an axis, which nothing flattens")
-        _demand(self.kind == "Box" or not (self.normalize or self.transpose or self.cnn), f"a {self.kind} as an image")
-        _demand(self.cnn >= 0 and (len(self.shape) == 3 or not (self.transpose or self.cnn)), "an image without 3 axes")
-
-    @property
-    def features(self) -> int:
-        """How many numbers the first layer gets from it."""
-        return self.cnn or (sum(self.counts) if self.counts else math.prod(self.shape))
-
-    def tensors(self, prefix: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """
-        :param prefix: of their names
-        :return: type and shape of each tensor
-        """
-        found: dict[str, tuple[str, tuple[int, ...]]] = {}
-        if self.kind == "Box":
-            found = {f"{prefix}.{bound}": (_CODES[self.dtype], self.shape) for bound in ("low", "high")}
-        if self.normalize:
-            found |= {f"{prefix}.{moment}": ("F64", self.shape) for moment in ("mean", "variance")}
-        if self.cnn:
-            channels, *sides = (self.shape[2], *self.shape[:2]) if self.transpose else self.shape
-            for index, (filters, width, stride) in enumerate(_CONVOLUTIONS):
-                found |= _layer(f"{prefix}.cnn.{2 * index}", filters, channels, width, width)
-                sides = [(side - width) // stride + 1 for side in sides]
-                channels = filters
-            _demand(min(sides) >= 1, f"an image of {self.shape} is too small for NatureCNN")
-            found |= _layer(f"{prefix}.linear.0", self.cnn, channels * math.prod(sides))
-        return found
-
-
-@dataclass(frozen=True)
-class Description:
-    """
-    All that is not a number of the network.
-
-    :param parts: of the observations
-    :param is_dict: observations have keys
-    :param hidden: units of each hidden layer
-    :param activation: one of ACTIVATIONS
-    :param action_shape: of the action space
-    :param action_dtype: of the action space, NumPy's name
-    :param source: where the policy comes from, for people
-    """
-
-    parts: tuple[Part, ...]
-    is_dict: bool
-    hidden: tuple[int, ...]
-    activation: str
-    action_shape: tuple[int, ...]
-    action_dtype: str
-    source: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        _demand(1 <= len(self.parts) <= MAX_INPUTS, f"{len(self.parts)} observations")
-        names = {part.name for part in self.parts}
-        _demand(len(names) == len(self.parts), "two observations of one name")
-        _demand(self.is_dict or names == {export.OBSERVATION}, f"names {sorted(names)} without a Dict")
-        _demand(len(self.hidden) < MAX_LAYERS and all(units >= 1 for units in self.hidden), f"layers {self.hidden}")
-        _demand(self.activation in ACTIVATIONS, f"unknown activation {self.activation!r}")
-        _demand(self.action_dtype in ("float16", "float32", "float64"), f"actions of type {self.action_dtype!r}")
-        _demand(len(self.action_shape) <= MAX_AXES and all(axis >= 1 for axis in self.action_shape), "shape of actions")
-
-    @property
-    def normalize(self) -> bool:
-        """Some observation goes through VecNormalize."""
-        return any(part.normalize for part in self.parts)
-
-    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """
-        :return: type and shape of each tensor that a file of this description holds
-        """
-        found = {f"action.{bound}": (_CODES[self.action_dtype], self.action_shape) for bound in ("low", "high")}
-        if self.normalize:
-            found["normalizer"] = ("F64", (2,))  # epsilon and clip, which may be infinite
-        for index, part in enumerate(self.parts):
-            found |= part.tensors(f"observation.{index}")
-        sizes = [sum(part.features for part in self.parts), *self.hidden, math.prod(self.action_shape)]
-        for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-            found |= _layer(f"mu.{2 * index}", outputs, inputs)
-        return found
 
 
 class LoadedPolicy:
     """
     A policy to act with, from raw observations to environment actions; `load_policy` makes it.
 
-    :param description: checked
-    :param tensors: checked, of the names, types and shapes that the description asks for
+    :param policy: what it does
+    :param source: where it comes from, for people
     """
 
-    def __init__(self, description: Description, tensors: dict[str, Array]) -> None:
-        self.description = description
-        self.source = description.source
-        # PyTorch's own memory, not the file's: its kernels round alike only where tensors are aligned alike.
-        self._weights = {name: th.from_numpy(values).clone() for name, values in tensors.items() if _is_weight(name)}
-        self._numbers = {name: values for name, values in tensors.items() if not _is_weight(name)}
-        self._activation = ACTIVATIONS[description.activation]()
-        self._epsilon, self._clip = self._numbers.get("normalizer", np.zeros(2)).tolist()
-        self._spaces = {
-            part.name: self._space(f"observation.{index}", part) for index, part in enumerate(description.parts)
-        }
-        self.observation_space: spaces.Space[Any] = (
-            spaces.Dict(self._spaces) if description.is_dict else self._spaces[export.OBSERVATION]
-        )
-        low, high = self._numbers["action.low"], self._numbers["action.high"]
-        self.action_space = spaces.Box(low, high, description.action_shape, low.dtype.type)
+    def __init__(self, policy: RawPolicy, source: dict[str, Any]) -> None:
+        self.source = source
+        self._policy = policy
+        self._spaces = {part.name: part.space for part in policy.inputs}
+        self.observation_space = spaces.Dict(self._spaces) if policy.is_dict else self._spaces[OBSERVATION]
+        self.action_space = policy.action_space
 
     def predict(
         self,
@@ -204,69 +72,62 @@ class LoadedPolicy:
         :return: the action, in the environment's range (with B in front for a batch), and `state`
         :raises ValueError: for an observation of another shape, or other keys
         """
-        observations: Any = observation if self.description.is_dict else {export.OBSERVATION: observation}
+        observations: Any = observation if self._policy.is_dict else {OBSERVATION: observation}
         if not isinstance(observations, dict) or observations.keys() != self._spaces.keys():
             raise ValueError(f"The observation must be a dict with the keys {', '.join(self._spaces)}.")
         arrays = {name: np.asarray(values) for name, values in observations.items()}
         is_batch = all(array.ndim > len(self._spaces[name].shape or ()) for name, array in arrays.items())
-        for name, space in self._spaces.items():
-            shape = arrays[name].shape[1:] if is_batch else arrays[name].shape
-            if shape != space.shape:
+        for name, array in arrays.items():
+            shape = self._spaces[name].shape
+            if array.shape[is_batch:] != shape:
                 raise ValueError(
-                    f"The observation {name} must have shape {space.shape}, or (B, *{space.shape}) for a batch, got "
-                    f"{arrays[name].shape}: pass what the environment gives."
+                    f"The observation {name} must have shape {shape}, or (B, *{shape}) for a batch, got {array.shape}: "
+                    "pass what the environment gives."
                 )
-            if not is_batch:
-                arrays[name] = arrays[name][None]
-        if len({len(array) for array in arrays.values()}) > 1:
+        if is_batch and len({len(array) for array in arrays.values()}) > 1:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
             raise ValueError(f"The observations must be equally many for each key, got {shapes}.")
-        with th.no_grad():
-            squashed = self._run(arrays).numpy().reshape(-1, *self.description.action_shape)
-        low, high = self._numbers["action.low"], self._numbers["action.high"]
-        actions = low + (0.5 * (squashed + 1.0) * (high - low))
+        actions = self._policy.act(arrays if is_batch else {name: array[None] for name, array in arrays.items()})
         return actions if is_batch else actions.squeeze(axis=0), state
 
-    def _run(self, arrays: dict[str, Array]) -> th.Tensor:
-        parts = enumerate(self.description.parts)
-        values = th.cat([self._features(f"observation.{index}", part, arrays[part.name]) for index, part in parts], 1)
-        for index in range(len(self.description.hidden)):
-            values = self._activation(self._linear(f"mu.{2 * index}", values))
-        return th.tanh(self._linear(f"mu.{2 * len(self.description.hidden)}", values))
 
-    def _features(self, prefix: str, part: Part, array: Array) -> th.Tensor:
-        if part.normalize:
-            # In double precision, as VecNormalize computes.
-            mean, variance = self._numbers[f"{prefix}.mean"], self._numbers[f"{prefix}.variance"]
-            with np.errstate(all="ignore"):  # the largest numbers overflow, which the clip puts right
-                array = (array - mean) / np.sqrt(variance + self._epsilon)
-            array = np.clip(array, -self._clip, self._clip).astype(np.float32)
-        if part.transpose:
-            array = VecTransposeImage.transpose_image(array)
-        tensor = preprocess_obs(th.as_tensor(array), self._spaces[part.name], normalize_images=False)
-        assert isinstance(tensor, th.Tensor)
-        if part.divide_by_255:
-            tensor = tensor / 255.0
-        if part.cnn:
-            for index, (_, _, stride) in enumerate(_CONVOLUTIONS):
-                name = f"{prefix}.cnn.{2 * index}"
-                weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
-                tensor = F.relu(F.conv2d(tensor, weight, bias, stride))
-            tensor = F.relu(self._linear(f"{prefix}.linear.0", tensor.flatten(1)))
-        return tensor.flatten(1)
+def build(source: Source) -> bytes:
+    """
+    :param source: from `export.describe`
+    :return: the file's content, loaded again and compared
+    :raises ValueError: for a policy that the file has no words for
+    """
+    policy = source.policy
+    description = _describe(policy, export.provenance(source.model))
+    layers = _layers(policy.actor)
+    known = _layers(_without_weights(description, policy.inputs, policy.action_space))
+    for name in layers | known:
+        if layers.get(name) != known.get(name):
+            raise ValueError(
+                f"save_policy has no words for {name or 'the actor'} {layers.get(name, 'missing')}, only for "
+                f"FlattenExtractor, NatureCNN, CombinedExtractor, dense layers with {', '.join(ACTIVATIONS)}: use "
+                "export_onnx, which takes any layer."
+            )
 
-    def _linear(self, name: str, values: th.Tensor) -> th.Tensor:
-        return F.linear(values, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
-
-    def _space(self, prefix: str, part: Part) -> spaces.Space[Any]:
-        if part.kind == "Box":
-            low, high = self._numbers[f"{prefix}.low"], self._numbers[f"{prefix}.high"]
-            return spaces.Box(low, high, part.shape, low.dtype.type)
-        if part.kind == "Discrete":
-            return spaces.Discrete(part.counts[0])
-        if part.kind == "MultiDiscrete":
-            return spaces.MultiDiscrete(list(part.counts))
-        return spaces.MultiBinary(part.shape[0] if len(part.shape) == 1 else part.shape)
+    tensors = {"action.low": policy.action_space.low, "action.high": policy.action_space.high}
+    for index, part in enumerate(policy.inputs):
+        prefix = f"observation.{index}"
+        if isinstance(part.space, spaces.Box):
+            tensors |= {f"{prefix}.low": part.space.low, f"{prefix}.high": part.space.high}
+        if part.moments is not None:
+            tensors["normalizer"] = np.array([policy.epsilon, policy.clip])
+            tensors |= {f"{prefix}.mean": part.moments[0], f"{prefix}.variance": part.moments[1]}
+    weights = policy.actor.state_dict()
+    tensors |= {in_file: weights[name].numpy() for name, in_file in _names(policy.actor, policy.inputs).items()}
+    tensors = {name: np.array(values, order="C") for name, values in tensors.items()}
+    text = json.dumps(description)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy.safetensors"
+        save_file(tensors, path, {"description": text, "sha256": _checksum(text, tensors)})
+        loaded = load(path)
+        content = path.read_bytes()
+    export.check(source, lambda rows: loaded.predict(rows if policy.is_dict else rows[OBSERVATION])[0])
+    return content
 
 
 def load(path: Path) -> LoadedPolicy:
@@ -275,67 +136,190 @@ def load(path: Path) -> LoadedPolicy:
     :return: the policy in it
     :raises ValueError: for a file that `build` cannot have made
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file: pass what save_policy wrote.")
     with open(path, "rb") as file:
         try:
-            return parse(file, os.fstat(file.fileno()).st_size)
-        except (ValueError, RecursionError) as error:
+            length = int.from_bytes(file.read(8), "little")
+            _demand(length <= MAX_HEADER_BYTES, f"{length} bytes of header")
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", {})
+            _demand(metadata.keys() == {"description", "sha256"}, "unknown metadata")
+            for entry in header.values():
+                _demand(entry.keys() == {"dtype", "shape", "data_offsets"}, f"a tensor described by {list(entry)}")
+            with safe_open(path, "pt") as checked:
+                # PyTorch's own memory, not the file's: its kernels round alike only where tensors are aligned alike.
+                tensors = {name: checked.get_tensor(name).clone() for name in header}
+            numbers = {name: tensor.numpy() for name, tensor in tensors.items()}
+            _demand(metadata["sha256"] == _checksum(metadata["description"], numbers), "the checksum differs")
+            return _read(json.loads(metadata["description"]), tensors)
+        except Exception as error:  # whatever a library says to what a stranger wrote
             raise ValueError(f"{path} is refused ({error}): it is damaged, or save_policy did not write it.") from error
 
 
-def parse(file: IO[bytes], size: int) -> LoadedPolicy:
-    length = int.from_bytes(file.read(8), "little")
-    _demand(2 <= length <= min(MAX_HEADER_BYTES, size - 8), f"{length} bytes of header in a file of {size}")
-    header = _strict_json(file.read(length))
-    metadata = header.pop("__metadata__", None)
-    _demand(type(metadata) is dict and metadata.keys() == {"description", "sha256"}, "unknown metadata")
-    text = metadata["description"]
-    _demand(type(text) is str, "no description")
-    described = _strict_json(text.encode())
-    form, version = described.pop("format", None), described.pop("version", None)
-    _demand(form == FORMAT, f"the format {form!r}, not {FORMAT!r}")
-    _demand(type(version) is int and version == VERSION, f"version {version!r}, where {VERSION} is known")
-    description = _typed(described, Description)
+def _read(description: dict[str, Any], left: dict[str, th.Tensor]) -> LoadedPolicy:
+    form, version = description["format"], description["version"]
+    _demand((form, version) == (FORMAT, VERSION), f"{form!r}, version {version!r}, where {VERSION} is known")
+    action_space = _box("action", left)
+    bounds = np.array([action_space.low, action_space.high])
+    _demand(bool(np.isfinite(bounds).all() and (bounds[0] < bounds[1]).all()), "bounds of the actions")
+    inputs = tuple(_input(f"observation.{index}", part, left) for index, part in enumerate(description["parts"]))
+    variances = [part.moments[1] for part in inputs if part.moments is not None]
+    epsilon, clip = _taken("normalizer", left, may_be_infinite=True).tolist() if variances else (0.0, 1.0)
+    _demand(0 <= epsilon < np.inf and clip > 0, f"epsilon {epsilon} and clip {clip}")
+    _demand(all(bool((each >= 0).all() and (each + epsilon > 0).all()) for each in variances), "a variance")
+    actor = _without_weights(description, inputs, action_space)
+    weights = {name: _taken(in_file, left) for name, in_file in _names(actor, inputs).items()}
+    _demand(not left, f"unexpected tensors: {', '.join(sorted(left)[:3])}")
+    _demand({values.dtype for values in weights.values()} == {th.float32}, "weights of another type")
+    actor.load_state_dict(weights, assign=True)
 
-    expected, stored = description.tensors(), {name: _entry(entry) for name, entry in header.items()}
-    unequal = sorted(expected.keys() ^ stored.keys())
-    _demand(not unequal, f"missing or unexpected tensors: {', '.join(unequal[:3])}")
-    position = 0
-    for name, (code, shape, begin, end) in sorted(stored.items(), key=lambda item: item[1][2:]):
-        _demand((code, shape) == expected[name], f"{name} has type {code} and shape {shape}")
-        nbytes = math.prod(shape) * np.dtype(_DTYPES[code]).itemsize
-        _demand(begin == position and end == begin + nbytes, f"{name} does not lie where it should")
-        position = end
-    _demand(position == size - 8 - length, f"{position} bytes of numbers in {size - 8 - length}")
+    policy = RawPolicy(actor, inputs, epsilon, clip)
+    again = _describe(policy, dict(description["source"]))
+    for key in description | again:
+        said, meant = (json.dumps(each.get(key), sort_keys=True) for each in (description, again))
+        _demand(said == meant, f"{key} {said:.200}, where the tensors are those of {meant:.200}")
+    policy.act({part.name: np.zeros((1, *(part.space.shape or ())), part.space.dtype) for part in inputs})
+    return LoadedPolicy(policy, description["source"])
 
-    content = file.read(position)
-    _demand(len(content) == position, "the file is shorter than it was")
-    tensors = {
-        name: np.frombuffer(content, _DTYPES[code], math.prod(shape), begin).reshape(shape).copy()
-        for name, (code, shape, begin, end) in stored.items()
+
+def _describe(policy: RawPolicy, source: dict[str, Any]) -> dict[str, Any]:
+    """All that is not a number of the network."""
+    actor, parts = policy.actor, []
+    for part in policy.inputs:
+        space, seen = part.space, actor.observation_space
+        extractor: Any = actor.features_extractor
+        if type(extractor) is CombinedExtractor:
+            extractor = extractor.extractors[part.name]
+        if isinstance(seen, spaces.Dict):
+            seen = seen[part.name]
+        counts = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
+        described = {
+            "name": part.name,
+            "kind": next(kind.__name__ for kind in KINDS if isinstance(space, kind)),
+            "shape": list(space.shape or ()),
+            "dtype": str(space.dtype),
+            "counts": [int(space.n)] if isinstance(space, spaces.Discrete) else counts,
+            "normalize": part.moments is not None,
+            "transpose": part.transpose,
+            "divide_by_255": bool(actor.normalize_images and is_image_space(seen)),
+            "cnn": int(extractor.features_dim) if isinstance(extractor, NatureCNN) else 0,
+        }
+        parts.append(described)
+    layers = list(actor.mu.children())
+    hidden = [int(layer.out_features) for layer in layers if isinstance(layer, nn.Linear)][:-1]
+    activation = type(layers[1]).__name__ if hidden else ""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "parts": parts,
+        "is_dict": policy.is_dict,
+        "hidden": hidden,
+        "activation": activation if activation in ACTIVATIONS else "ReLU",
+        "action_shape": list(policy.low.shape),
+        "action_dtype": str(actor.action_space.dtype),
+        "source": source,
     }
-    _demand(metadata["sha256"] == checksum(text, tensors), "the checksum differs")
-    _check_numbers(description, tensors)
-    return LoadedPolicy(description, tensors)
 
 
-def _check_numbers(description: Description, tensors: dict[str, Array]) -> None:
-    for name, values in tensors.items():
-        may_be_infinite = name == "normalizer" or name.endswith((".low", ".high"))
-        valid = ~np.isnan(values) if may_be_infinite else np.isfinite(values)
-        _demand(bool(valid.all()), f"{name} holds NaN or infinity")
-    low, high = tensors["action.low"], tensors["action.high"]
-    _demand(bool(np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()), "bounds of the actions")
-    epsilon, clip = tensors.get("normalizer", np.ones(2)).tolist()
-    _demand(0 <= epsilon < math.inf and clip > 0, f"epsilon {epsilon} and clip {clip}")
-    for index, part in enumerate(description.parts):
-        prefix = f"observation.{index}"
-        if part.kind == "Box":
-            _demand(bool((tensors[f"{prefix}.low"] <= tensors[f"{prefix}.high"]).all()), f"bounds of {part.name!r}")
-        if part.normalize:
-            variance = tensors[f"{prefix}.variance"]
-            _demand(bool((variance >= 0).all() and (variance + epsilon > 0).all()), f"variance of {part.name!r}")
+def _without_weights(description: dict[str, Any], inputs: tuple[Input, ...], action_space: spaces.Box) -> Actor:
+    """The actor of a description, on the device without memory."""
+    hidden = description["hidden"]
+    _demand(len(hidden) < MAX_LAYERS and all(units > 0 for units in hidden), f"hidden layers {hidden!s:.200}")
+    _demand(len(inputs) > 0, "no observation")
+    seen: dict[str, Any] = {}
+    for part in inputs:
+        _demand(part.name not in seen, "two observations of one name")
+        space: Any = part.space
+        seen[part.name] = space = VecTransposeImage.transpose_space(space) if part.transpose else space
+        if part.moments is not None:
+            seen[part.name] = spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+    images = [part for part in description["parts"] if part["cnn"]]
+    with th.device("meta"), _Sizes():
+        extractor: BaseFeaturesExtractor
+        if description["is_dict"]:
+            space = spaces.Dict(list(seen.items()))
+            all_divided = all(part["divide_by_255"] for part in images)
+            extractor = CombinedExtractor(space, images[0]["cnn"] if images else 1, normalized_image=not all_divided)
+        else:
+            (space,) = seen.values()
+            extractor = NatureCNN(space, images[0]["cnn"], True) if images else FlattenExtractor(space)
+        return Actor(
+            space,
+            action_space,
+            hidden,
+            extractor,
+            extractor.features_dim,
+            ACTIVATIONS.get(description["activation"], nn.ReLU),
+            normalize_images=any(part["divide_by_255"] for part in description["parts"]),
+        ).eval()
+
+
+class _Sizes(TorchFunctionMode):
+    """SB3 runs an image through a CNN to learn its size, for which the meta device would import PyTorch's compiler."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if function is F.conv2d:
+            image, weight, _, (stride, _), *_ = args
+            sides = [(side - weight.shape[-1]) // stride + 1 for side in image.shape[2:]]
+            return image.new_empty((len(image), len(weight), *sides))
+        return args[0] if function is F.relu else function(*args, **(kwargs or {}))
+
+
+def _names(actor: Actor, inputs: tuple[Input, ...]) -> dict[str, str]:
+    """By the name of a weight in the actor, the one in the file."""
+    names = {name: name for name in actor.state_dict()}
+    for index, part in enumerate(inputs):
+        is_dict = isinstance(actor.observation_space, spaces.Dict)
+        prefix = f"features_extractor.extractors.{part.name}." if is_dict else "features_extractor."
+        names = {name: in_file.replace(prefix, f"observation.{index}.") for name, in_file in names.items()}
+    return names
+
+
+def _layers(actor: Actor) -> dict[str, str]:
+    """By what they print: an activation with other arguments prints them."""
+    found = {}
+    for name, layer in actor.named_modules(remove_duplicate=False):
+        types = {f"of {weights.dtype}" for weights in layer.parameters(recurse=False)}
+        found[name] = " ".join([f"{type(layer).__name__}({layer.extra_repr()})", *types])
+    return found
+
+
+def _input(prefix: str, part: dict[str, Any], left: dict[str, th.Tensor]) -> Input:
+    kind, counts = part["kind"], part["counts"]
+    _demand(all(0 < count < 2**31 for count in counts), f"{prefix}: numbers of values {counts}")
+    # Gymnasium before 1.3 has no other type of Discrete.
+    dtype = {} if part["dtype"] == "int64" else {"dtype": part["dtype"]}
+    space: spaces.Space[Any]
+    if kind == "Box":
+        space = _box(prefix, left)
+    elif kind == "Discrete":
+        space = spaces.Discrete(counts[0], **dtype)
+    elif kind == "MultiDiscrete":
+        space = spaces.MultiDiscrete(counts, **dtype)
+    else:
+        _demand(kind == "MultiBinary", f"unknown space {kind!r}")
+        space = spaces.MultiBinary(part["shape"][0] if len(part["shape"]) == 1 else part["shape"])
+    moments = None
+    if part["normalize"]:
+        moments = (_taken(f"{prefix}.mean", left).numpy(), _taken(f"{prefix}.variance", left).numpy())
+        _demand({(each.dtype.name, each.shape) for each in moments} == {("float64", space.shape)}, f"{prefix}.mean")
+    return Input(part["name"], space, bool(part["transpose"]), moments)
+
+
+def _box(prefix: str, left: dict[str, th.Tensor]) -> spaces.Box:
+    low, high = (_taken(f"{prefix}.{bound}", left, may_be_infinite=True).numpy() for bound in ("low", "high"))
+    _demand(low.dtype == high.dtype, f"types of {prefix}")
+    return spaces.Box(low, high, low.shape, low.dtype.type)
+
+
+def _taken(name: str, left: dict[str, th.Tensor], may_be_infinite: bool = False) -> th.Tensor:
+    """What is left in the end is too much."""
+    _demand(name in left, f"missing tensor: {name}")
+    tensor = left.pop(name)
+    valid = ~tensor.isnan() if may_be_infinite else tensor.isfinite()
+    _demand(bool(tensor.numel() and valid.all()), f"{name} is empty or holds NaN or infinity")
+    return tensor
 
 
 def _demand(condition: bool, otherwise: str) -> None:
@@ -343,60 +327,9 @@ def _demand(condition: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-def _strict_json(text: bytes) -> dict[str, Any]:
-    """An object in which no key stands twice and every number is one."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _demand(len(dict(pairs)) == len(pairs), "a key stands twice")
-        return dict(pairs)
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
-
-    values = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
-    _demand(type(values) is dict, "no object")
-    return values  # type: ignore[no-any-return]  # checked above
-
-
-def _entry(entry: object) -> tuple[str, tuple[int, ...], int, int]:
-    """Type, shape, begin and end of a tensor in the header."""
-    if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError("a tensor is described otherwise than in safetensors")
-    offsets = _typed(entry["data_offsets"], tuple[int, ...])
-    _demand(
-        len(offsets) == 2 and type(entry["dtype"]) is str and entry["dtype"] in _DTYPES, "type or place of a tensor"
-    )
-    return entry["dtype"], _typed(entry["shape"], tuple[int, ...]), *offsets
-
-
-def _typed(value: Any, kind: Any) -> Any:  # noqa: ANN401 - whatever JSON holds, and what it should be
-    """A value of JSON as the annotation of a dataclass wants it, which is no check of its size."""
-    if kind == tuple[int, ...]:
-        _demand(type(value) is list and len(value) <= MAX_HEADER_BYTES, "no list of whole numbers")
-        return tuple(_typed(each, int) for each in value)
-    if kind == tuple[Part, ...]:
-        _demand(type(value) is list, "no list of observations")
-        return tuple(_typed(each, Part) for each in value)
-    if kind in (Part, Description):
-        annotations = {field.name: field.type for field in fields(kind)}
-        _demand(type(value) is dict and value.keys() == annotations.keys(), f"no {kind.__name__}")
-        return kind(**{name: _typed(value[name], annotation) for name, annotation in annotations.items()})
-    _demand(type(value) is (dict if kind == dict[str, Any] else kind), f"{kind.__name__} expected")
-    _demand(kind is not int or 0 <= value < 2**48, f"a size that cannot be meant: {value}")
-    return value
-
-
-def checksum(text: str, tensors: dict[str, Array]) -> str:
+def _checksum(text: str, tensors: dict[str, Array]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
-
-
-def _is_weight(name: str) -> bool:
-    return name.endswith((".weight", ".bias"))
-
-
-def _layer(name: str, outputs: int, *inputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {f"{name}.weight": ("F32", (outputs, *inputs)), f"{name}.bias": ("F32", (outputs,))}

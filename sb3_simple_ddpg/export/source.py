@@ -1,8 +1,7 @@
 """What goes into a file: all that lies between the environment and the networks; the check that a file answers as
 `predict` does.
 
-Not here: the calls of users (`files.py`), and how the files are written (`onnx_file.py`, `policy_writer.py`) and read
-(`policy_file.py`).
+Not here: the calls of users (`files.py`), and the files themselves (`onnx_file.py`, `policy_file.py`).
 
 *Raw* is what the environment gives, before VecNormalize and before images are transposed. Wrappers that keep something
 between steps (VecFrameStack, ...) are no part of a file: what they give out is its observation.
@@ -12,7 +11,7 @@ import copy
 import importlib
 import os
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import (
@@ -36,6 +35,7 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
     unwrap_vec_normalize,
 )
+from torch import nn
 
 from sb3_simple_ddpg.policies import Actor
 from sb3_simple_ddpg.sb3.agent import Agent
@@ -55,15 +55,61 @@ class Input:
     :param name: of the key; `observation` where there are none
     :param space: the environment's
     :param transpose: an image whose last axis, the channels, comes first for the networks
-    :param mean: of VecNormalize, float64, in the shape of the space; None where it is not normalized
-    :param variance: likewise
+    :param moments: mean and variance of VecNormalize, float64, in the shape of the space; None: it is not normalized
     """
 
     name: str
     space: spaces.Space[Any]
     transpose: bool = False
-    mean: Array | None = None
-    variance: Array | None = None
+    moments: tuple[Array, Array] | None = None
+
+
+class RawPolicy(nn.Module):
+    """
+    Everything from raw observations to environment actions as one module: what a file is.
+
+    :param actor: the networks
+    :param inputs: what lies before them
+    :param epsilon: of VecNormalize
+    :param clip: of VecNormalize
+    """
+
+    def __init__(self, actor: Actor, inputs: tuple[Input, ...], epsilon: float = 0.0, clip: float = 0.0) -> None:
+        super().__init__()
+        assert isinstance(actor.action_space, spaces.Box)
+        self.actor, self.inputs, self.epsilon, self.clip = actor, inputs, epsilon, clip
+        self.is_dict, self.action_space = isinstance(actor.observation_space, spaces.Dict), actor.action_space
+        low, high = self.action_space.low, self.action_space.high
+        self.low, self.width = th.as_tensor(low), th.as_tensor(high - low)
+        self.scales = [
+            each.moments and (th.as_tensor(each.moments[0]), th.as_tensor(np.sqrt(each.moments[1] + epsilon)))
+            for each in inputs
+        ]
+
+    def forward(self, observations: Sequence[th.Tensor]) -> th.Tensor:
+        """
+        :param observations: raw, in the order of the inputs, each of shape (B, ...)
+        :return: actions, shape (B, ...), in the environment's range
+        """
+        prepared = {}
+        for each, scale, values in zip(self.inputs, self.scales, observations, strict=True):
+            if scale is not None:  # in double precision, as VecNormalize computes
+                values = ((values.double() - scale[0]) / scale[1]).clamp(-self.clip, self.clip).float()
+            prepared[each.name] = values.permute(0, 3, 1, 2) if each.transpose else values
+        squashed = self.actor(prepared if self.is_dict else prepared[OBSERVATION])
+        # As SB3's `unscale_action`, whose first two steps are in single precision for bounds of double precision too.
+        shares = 0.5 * (squashed.reshape(-1, *self.low.shape) + 1.0)
+        actions: th.Tensor = self.low + shares * self.width
+        return actions
+
+    def act(self, observations: Mapping[str, Array]) -> Array:
+        """
+        :param observations: raw, a batch by name
+        :return: actions, shape (B, ...), in the environment's range
+        """
+        with th.no_grad():
+            actions: Array = self([th.as_tensor(observations[each.name]) for each in self.inputs]).numpy()
+        return actions
 
 
 @dataclass(frozen=True)
@@ -72,81 +118,48 @@ class Source:
     A model and everything between the environment and its networks.
 
     :param model: the model
-    :param inputs: in the order of the observation space
-    :param wrappers: what changes observations on the way to the model, the innermost first
-    :param epsilon: of VecNormalize
-    :param clip: of VecNormalize
+    :param policy: a copy of what it does, on the CPU, for evaluation
+    :param steps: what the wrappers do to observations on the way to the model, the innermost first
     """
 
     model: Agent
-    inputs: tuple[Input, ...]
-    wrappers: tuple[VecNormalize | VecTransposeImage, ...] = ()
-    epsilon: float = 0.0
-    clip: float = 0.0
-
-    @property
-    def is_dict(self) -> bool:
-        """Observations have keys."""
-        return isinstance(self.model.observation_space, spaces.Dict)
-
-    @property
-    def action_space(self) -> spaces.Box:
-        """The environment's."""
-        assert isinstance(self.model.action_space, spaces.Box)
-        return self.model.action_space
-
-    def prepare(self, observations: dict[str, Array]) -> Array | dict[str, Array]:
-        """
-        :param observations: raw, a batch by name
-        :return: as the model is given them, made by the wrappers themselves
-        """
-        prepared: Any = dict(observations) if self.is_dict else observations[OBSERVATION]
-        with np.errstate(all="ignore"):  # the largest numbers overflow, which the clip puts right
-            for wrapper in self.wrappers:
-                if isinstance(wrapper, VecNormalize):
-                    prepared = wrapper.normalize_obs(prepared)
-                else:
-                    prepared = wrapper.transpose_observations(prepared)
-        return prepared  # type: ignore[no-any-return]  # SB3's wrappers give back what they are given
+    policy: RawPolicy
+    steps: Sequence[Callable[[Any], Any]]
 
     def predict(self, observations: dict[str, Array]) -> Array:
         """
         :param observations: raw, a batch by name
-        :return: what the model does, shape (B, ...)
+        :return: what the model does after the wrappers themselves, shape (B, ...)
         """
+        prepared: Any = dict(observations) if self.policy.is_dict else observations[OBSERVATION]
+        with np.errstate(all="ignore"):  # the largest numbers overflow, which the clip puts right
+            for step in self.steps:
+                prepared = step(prepared)
         # SB3's own `predict`, which gives NaN where numbers overflow; the policy's own refuses the whole batch then.
-        actions, _ = BasePolicy.predict(self.model.policy, self.prepare(observations), deterministic=True)
+        actions, _ = BasePolicy.predict(self.model.policy, prepared, deterministic=True)
         return actions
 
-    def rounding(self, observations: dict[str, Array], actions: Array) -> Array:
+    def rounding(self, observations: dict[str, Array]) -> Array:
         """
-        How much `predict` itself owes to rounding: its difference to the same networks in double precision.
+        How much of each action hangs on digits that single precision does not promise: the difference between weights
+        that are 1e-5 of themselves too large or too small, at random. Rounding is as if they were off by less than that
+        (backward error analysis; Higham 2002, section 3.1).
 
         :param observations: raw, a batch by name
-        :param actions: what `predict` does
-        :return: shape (B, ...), infinite where `predict` overflows. Where it cannot be told, for an actor class of the
-            user's own or networks that know single precision only: infinite for numbers beyond 100, zero for others
+        :return: shape (B, ...), NaN where numbers overflow
         """
-        policy = self.model.policy
-        tensors, _ = policy.obs_to_tensor(self.prepare(observations))
-        prepared: Any = preprocess_obs(tensors, policy.observation_space, policy.normalize_images)
-        parts = prepared if self.is_dict else {OBSERVATION: prepared}
-        parts = {name: part.cpu().double() for name, part in parts.items()}
-        unknown = np.zeros_like(actions)
-        for part in parts.values():
-            unknown[(part.flatten(1).abs() > 100).any(dim=1).numpy()] = np.inf
-        actor = bare_actor(self.model).double()
-        if type(actor) is not Actor:
-            return unknown
-        try:
-            with th.no_grad():
-                features = actor.features_extractor(parts if self.is_dict else parts[OBSERVATION])
-                exact = actor.mu(features).numpy().reshape(actions.shape)
-        except RuntimeError:
-            return unknown
-        with np.errstate(all="ignore"):
-            rounding = np.abs(policy.unscale_action(exact) - actions)
-        return np.where(np.isfinite(rounding), rounding, np.inf)
+        policy, generator = copy.deepcopy(self.policy), th.Generator().manual_seed(0)
+        weights = [(weight, weight.detach().clone()) for weight in policy.parameters()]
+        differences = []
+        for _ in range(4):
+            shares = [TOLERANCE * th.randn(weight.shape, generator=generator) for weight, _ in weights]
+            either = []
+            for sign in (1, -1):
+                for (weight, original), share in zip(weights, shares, strict=True):
+                    weight.data = original * (1 + sign * share)
+                either.append(policy.act(observations))
+            differences.append(np.abs(either[0] - either[1]))
+        return np.asarray(np.max(differences, axis=0))
 
 
 def describe(model: Agent, env: GymEnv | None = None) -> Source:
@@ -159,155 +172,105 @@ def describe(model: Agent, env: GymEnv | None = None) -> Source:
     """
     if not isinstance(model, Agent):
         raise TypeError(f"The model must be a SimpleDDPG, got {type(model).__name__}: see SimpleDDPG.from_sb3.")
-    if env is None:
-        inner: VecEnv | None = model.get_env()
-    else:
-        inner = model._wrap_env(env, verbose=0)
-    if inner is None:
-        return Source(model, _inputs(model.observation_space, model))
-    check_for_correct_spaces(inner, model.observation_space, model.action_space)
-
-    wrappers: list[VecNormalize | VecTransposeImage] = []
-    while isinstance(inner, _FOLLOWED):
-        if isinstance(inner, VecNormalize) and inner.norm_obs:
-            wrappers.insert(0, inner)
-        if isinstance(inner, VecTransposeImage) and not inner.skip:
-            wrappers.insert(0, inner)
-        inner = inner.venv
-    if unwrap_vec_normalize(inner) is not None:
-        name = type(inner).__name__
-        raise ValueError(
-            f"VecNormalize lies below {name}, whose work is no part of a file: train with VecNormalize around it, "
-            f"VecNormalize({name}(...))."
-        )
-    normalizers = [wrapper for wrapper in wrappers if isinstance(wrapper, VecNormalize)]
-    if len(normalizers) > 1:
-        raise ValueError(f"Observations must be normalized once, got {len(normalizers)} VecNormalize: keep one.")
-
-    is_dict = isinstance(inner.observation_space, spaces.Dict)
+    inner: VecEnv | None = model.get_env() if env is None else model._wrap_env(env, verbose=0)
+    seen: Any = model.observation_space
+    raw, epsilon, clip = seen, 0.0, 0.0
+    statistics: dict[str, RunningMeanStd] = {}
     transposed: set[str] = set()
-    moments: dict[str, tuple[Array, Array]] = {}
-    for wrapper in wrappers:
-        if isinstance(wrapper, VecTransposeImage):
-            transposed.update(wrapper.image_space_keys if is_dict else [OBSERVATION])
-            continue
-        statistics = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {OBSERVATION: wrapper.obs_rms}
-        for name, each in statistics.items():
-            # Around VecTransposeImage the statistics have channels first; a file normalizes what is raw.
-            pair = (np.moveaxis(each.mean, 0, -1), np.moveaxis(each.var, 0, -1)) if name in transposed else None
-            moments[name] = pair or (each.mean, each.var)
-    epsilon, clip = (normalizers[0].epsilon, normalizers[0].clip_obs) if normalizers else (0.0, 0.0)
-    inputs = _inputs(inner.observation_space, model, transposed, moments)
-    return Source(model, inputs, tuple(wrappers), float(epsilon), float(clip))
+    steps: list[Callable[[Any], Any]] = []
+    if inner is not None:
+        check_for_correct_spaces(inner, seen, model.action_space)
+        while isinstance(inner, _FOLLOWED):
+            if isinstance(inner, VecNormalize) and inner.norm_obs:
+                if statistics:
+                    raise ValueError("Observations must be normalized once, got a second VecNormalize: keep one.")
+                epsilon, clip, rms = float(inner.epsilon), float(inner.clip_obs), inner.obs_rms
+                statistics = rms if isinstance(rms, dict) else {OBSERVATION: rms}
+                steps.insert(0, inner.normalize_obs)
+            if isinstance(inner, VecTransposeImage) and not inner.skip:
+                transposed.update(inner.image_space_keys if isinstance(seen, spaces.Dict) else [OBSERVATION])
+                steps.insert(0, inner.transpose_observations)
+            inner = inner.venv
+        if unwrap_vec_normalize(inner) is not None:
+            name = type(inner).__name__
+            raise ValueError(
+                f"VecNormalize lies below {name}, whose work is no part of a file: train with VecNormalize around it, "
+                f"VecNormalize({name}(...))."
+            )
+        raw = inner.observation_space
+    moments = {name: (each.mean, each.var) for name, each in statistics.items()}
+    for name in transposed & moments.keys():
+        # Around VecTransposeImage the statistics have channels first; a file normalizes what is raw.
+        moments[name] = (np.moveaxis(moments[name][0], 0, -1), np.moveaxis(moments[name][1], 0, -1))
+    # In the model's order, in which its features stand side by side; another environment may have another.
+    parts = {name: raw[name] for name in seen.spaces} if isinstance(seen, spaces.Dict) else {OBSERVATION: raw}
+    inputs = tuple(Input(name, part, name in transposed, moments.get(name)) for name, part in parts.items())
+    actor: Actor = copy.deepcopy(model.actor, {id(model.actor.optimizer): object()})
+    return Source(model, RawPolicy(actor.cpu(), inputs, epsilon, clip).eval(), steps)
 
 
 #: Wrappers that leave observations alone, and the two whose work goes into a file.
 _FOLLOWED = (VecNormalize, VecTransposeImage, VecMonitor, VecCheckNan, VecVideoRecorder)
 
 
-def _inputs(
-    space: spaces.Space[Any],
-    model: Agent,
-    transposed: Collection[str] = (),
-    moments: Mapping[str, tuple[Array, Array]] | None = None,
-) -> tuple[Input, ...]:
-    parts = {OBSERVATION: space}
-    if isinstance(space, spaces.Dict) and isinstance(model.observation_space, spaces.Dict):
-        # In the model's order, in which its features stand side by side; another environment may have another.
-        parts = {name: space[name] for name in model.observation_space.spaces}
-    moments = moments or {}
-    return tuple(
-        Input(name, part, name in transposed, *moments.get(name, (None, None))) for name, part in parts.items()
-    )
-
-
-def bare_actor(model: Agent) -> Actor:
-    """
-    :param model: stays as it is
-    :return: a copy of its actor, for evaluation, on the CPU, without the optimizer
-    """
-    actor: Actor = copy.deepcopy(model.actor, {id(model.actor.optimizer): object()})
-    return actor.cpu().eval()
-
-
 def probes(inputs: tuple[Input, ...], epsilon: float = 0.0) -> dict[str, Array]:
     """
-    Observations to compare on: random ones first, then extreme ones (zeros, bounds, the largest numbers).
+    Observations to compare on: random ones first, then of a Box extreme ones (bounds, zeros, the largest numbers).
 
     :param inputs: what observations consist of
     :param epsilon: of VecNormalize
     :return: a batch of raw observations by name; the same ones at every call
     """
     rng = np.random.default_rng(0)
-    return {each.name: np.stack([*_random(each, epsilon, rng), *_extreme(each.space)]) for each in inputs}
-
-
-_RANDOM = 16
-
-
-def _random(part: Input, epsilon: float, rng: np.random.Generator) -> list[Array]:
-    space = copy.deepcopy(part.space)  # drawing moves its generator
-    space.seed(0)
-    drawn = [np.asarray(space.sample(), space.dtype) for _ in range(_RANDOM)]
-    if part.mean is None or part.variance is None:
-        return drawn
-    # An unbounded space draws around zero, which may lie far from anything that was ever seen.
-    likely = [
-        part.mean + np.sqrt(part.variance + epsilon) * rng.normal(scale=2.0, size=part.mean.shape)
-        for _ in range(_RANDOM // 2)
-    ]
-    with np.errstate(all="ignore"):
-        return [*drawn[_RANDOM // 2 :], *[np.asarray(each).astype(space.dtype) for each in likely]]
-
-
-def _extreme(space: spaces.Space[Any]) -> list[Array]:
-    if isinstance(space, spaces.Box) and space.dtype != np.bool_:
-        kind = np.finfo if np.issubdtype(space.dtype, np.floating) else np.iinfo
-        least, most = (np.asarray(limit).item() for limit in (kind(space.dtype).min, kind(space.dtype).max))
-        numbers = [0, 1e3, -1e3, 1e6, -1e6, 1e30, -1e30, most, least]
-        filled = [np.full(space.shape, min(max(number, least), most), space.dtype) for number in numbers]
-        bounds = [np.where(np.isfinite(bound), bound, 0).astype(space.dtype) for bound in (space.low, space.high)]
-        return [*bounds, *filled]
-    if isinstance(space, spaces.Discrete):
-        values: list[Any] = [0, space.n - 1]
-    elif isinstance(space, spaces.MultiDiscrete):
-        values = [np.zeros_like(space.nvec), space.nvec - 1]
-    else:
-        values = [np.zeros(space.shape or ()), np.ones(space.shape or ())]
-    return [np.asarray(values[turn % 2], space.dtype) for turn in range(_EXTREME)]
-
-
-_EXTREME = 11
+    found = {}
+    for part in inputs:
+        space = copy.deepcopy(part.space)  # drawing moves its generator
+        space.seed(0)
+        rows = [np.asarray(space.sample()) for _ in range(27)]
+        if part.moments is not None:
+            # An unbounded space draws around zero, which may lie far from anything that was ever seen.
+            mean, deviation = part.moments[0], np.sqrt(part.moments[1] + epsilon)
+            rows[8:16] = mean + deviation * rng.normal(scale=2.0, size=(8, *mean.shape))
+        if isinstance(space, spaces.Box) and space.dtype != np.bool_:
+            kind = np.finfo if np.issubdtype(space.dtype, np.floating) else np.iinfo
+            least, most = (np.asarray(limit).item() for limit in (kind(space.dtype).min, kind(space.dtype).max))
+            numbers = [min(max(number, least), most) for number in (0, 1e3, -1e3, 1e6, -1e6, 1e30, -1e30, most, least)]
+            bounds = [np.where(np.isfinite(bound), bound, 0) for bound in (space.low, space.high)]
+            rows[16:] = [*bounds, *(np.full(space.shape, number, space.dtype) for number in numbers)]
+        with np.errstate(all="ignore"):
+            found[part.name] = np.stack([row.astype(space.dtype) for row in rows])
+    return found
 
 
 def check(source: Source, answer: Callable[[dict[str, Array]], Array]) -> None:
     """
-    Compare a file with `predict`, as a batch and one by one.
+    Compare a file with `predict`: on random observations as a batch, on one of them and on extreme ones one by one.
 
-    The difference may be 1e-5 of the action range, and more only where `predict` itself is off by as much: huge numbers
-    that cancel out leave no exact digits in single precision.
+    The difference may be 1e-5 of the action range, and more only where weights that differ by 1e-5 of themselves make
+    more: huge numbers that cancel out leave no exact digits in single precision.
 
     :param source: the model
     :param answer: the file's: raw observations by name, a batch, to actions
     :raises ValueError: for a larger difference, another shape or dtype
     """
-    observations = probes(source.inputs, source.epsilon)
-    expected = source.predict(observations)
-    if not np.array_equal(expected, source.predict(observations), equal_nan=True):
-        raise ValueError(f"predict gives two answers to the same observations: {CURE}")
-    width = np.asarray(source.action_space.high, np.float64) - source.action_space.low
-    allowed = np.maximum(TOLERANCE, 4 * source.rounding(observations, expected) / width)
-    count = len(expected)
-    for rows in (slice(0, count), *(slice(row, row + 1) for row in (0, 1, count - 1))):
-        actions = answer({name: values[rows] for name, values in observations.items()})
-        if actions.shape != expected[rows].shape or actions.dtype != expected.dtype:
+    observations = probes(source.policy.inputs, source.policy.epsilon)
+    width = np.asarray(source.policy.action_space.high, np.float64) - source.policy.action_space.low
+    for rows in (slice(0, 16), *(slice(row, row + 1) for row in (0, *range(16, 27)))):
+        given = {name: values[rows] for name, values in observations.items()}
+        expected, actions = source.predict(given), answer(given)
+        if not np.array_equal(expected, source.predict(given), equal_nan=True):
+            raise ValueError(f"predict gives two answers to the same observations: {CURE}")
+        if actions.shape != expected.shape or actions.dtype != expected.dtype:
             raise ValueError(
                 f"The file gives {actions.dtype} actions of shape {actions.shape}, predict {expected.dtype} of shape "
-                f"{expected[rows].shape}: {CURE}"
+                f"{expected.shape}: {CURE}"
             )
         with np.errstate(all="ignore"):
-            difference = np.abs(actions.astype(np.float64) - expected[rows]) / width
-        wrong = ~(difference <= allowed[rows]) & np.isfinite(allowed[rows])
+            difference = np.abs(actions.astype(np.float64) - expected) / width
+        if np.all(difference <= TOLERANCE):
+            continue
+        allowed = np.maximum(TOLERANCE, source.rounding(given) / width)
+        wrong = ~(difference <= allowed) & np.isfinite(allowed)
         if wrong.any():
             raise ValueError(
                 f"The file's actions differ from those of predict by {difference[wrong].max():.1e} of the action "

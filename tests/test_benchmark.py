@@ -328,7 +328,7 @@ def plain_only(monkeypatch):
     monkeypatch.setattr(Workload, "competitors", (EAGER, SB3, SBX))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quick_run_writes_every_file_and_marks_it(plain_only, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "find_sbx", lambda python: None)
     args = ["--quick", "--repeats", "1", "--steps", "4", "--out", str(tmp_path)]

@@ -290,7 +290,7 @@ def test_a_model_that_has_not_learned_yet_can_be_resumed(tmp_path):
     assert_equal_runs(SimpleDDPG.resume(tmp_path, Walk()).learn(40), fresh)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_run_is_resumed_exactly_and_compiled(tmp_path):
     # Networks, batch and environment of test_compiled.py: what was compiled there is found in the cache.
     changes = {"compile_updates": True, "policy_kwargs": {"net_arch": [32, 32]}, "batch_size": 64}
@@ -1031,6 +1031,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
     return calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("again", [False, True], ids=["new", "same_timestep"])
 def test_dying_at_any_file_operation_loses_no_checkpoint(tmp_path, monkeypatch, again):
     newest, survived = set(), False
@@ -1152,6 +1153,7 @@ class Ask(BaseCallback):
         return True
 
 
+@pytest.mark.long
 def test_a_second_process_is_refused_before_it_learns_and_may_read(tmp_path):
     questions = [Ask(at, lambda what=what: in_another_process(tmp_path, what)) for at, what in QUESTIONS]
     model = SimpleDDPG("MlpPolicy", Walk(), **settings())
@@ -1223,6 +1225,7 @@ def test_a_run_that_was_interrupted_lets_go_of_its_folder(tmp_path):
     assert resumed.num_timesteps == 30
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills")
 def test_a_killed_process_leaves_no_lock_behind_nor_does_a_child_of_it(tmp_path):
     command = [sys.executable, "-c", SECOND, str(tmp_path), "wait"]
@@ -1416,7 +1419,7 @@ def test_code_of_the_documentation_runs(tmp_path, monkeypatch):
 # --- at random, for long -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 @pytest.mark.parametrize(("script", "arguments"), [("crash_test", ["--kills", "3"]), ("soak", ["--timesteps", "8000"])])
 def test_short_crash_test_and_soak_pass(script, arguments):
@@ -1431,7 +1434,7 @@ def test_short_crash_test_and_soak_pass(script, arguments):
 # --- time ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_checkpoints_every_thousand_steps_cost_less_than_three_percent(tmp_path):
     model = SimpleDDPG(
         "MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [256, 256]}, learning_starts=20_000, device="cpu"

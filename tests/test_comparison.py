@@ -214,6 +214,7 @@ def test_resume_in_a_folder_without_a_comparison_is_refused(tmp_path, capsys):
     assert "holds no comparison that could be resumed" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_page_on_comparing_names_options_that_exist_and_its_python_runs(here, capsys):
     page = (Path(__file__).parent.parent / "docs" / "compare.md").read_text()
     options = set(re.findall(r"--[a-z][a-z-]+", page))
@@ -508,7 +509,7 @@ def test_display_on_a_terminal_is_one_line_that_changes():
     assert "1 of 1 runs done, 0 running, 0 failed" in output.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_comparison_goes_on_repeats_nothing_and_loses_nothing(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["compare", *SMALL, "--seeds", "2", "--out", str(out)]

@@ -76,7 +76,7 @@ def test_pages_with_python_are_found():
     assert {"from_sb3.md", "compare.md"} <= names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys, runs_in_this_process):
     monkeypatch.chdir(tmp_path)
@@ -138,7 +138,7 @@ def a_run(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run_in_its_order(page, a_run, tmp_path, monkeypatch, capsys, runs_in_this_process):
     monkeypatch.chdir(tmp_path)
@@ -279,7 +279,7 @@ SHORT_SETTINGS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_with_short_settings(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)

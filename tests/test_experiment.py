@@ -226,7 +226,7 @@ class StartsAProcessForEvaluation(Bandit):
         return super().reset(**kwargs)
 
 
-@pytest.mark.parametrize("name", ["StartsAProcess", pytest.param("HasAWorker", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["StartsAProcess", pytest.param("HasAWorker", marks=pytest.mark.long)])
 def test_processor_seconds_count_the_processes_that_a_run_starts(here, name):
     found = small([f"a=tests.test_experiment:{name}", "b=sb3_simple_ddpg:SimpleDDPG"], seeds=1)
     assert found.failures == []
@@ -681,7 +681,7 @@ def test_a_cluster_that_is_not_there_is_refused_with_nothing_written(address: st
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_run_has_a_process_and_a_dying_one_takes_no_other_along(tmp_path, monkeypatch):
     names = ["simple_ddpg", "dies=tests.test_experiment:Dies"]
     found = small(names, folder=tmp_path, jobs=2)
@@ -705,7 +705,7 @@ def test_each_run_has_a_process_and_a_dying_one_takes_no_other_along(tmp_path, m
     assert set(again.runs.pid) > set(found.runs.pid)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_cluster_of_two_nodes_does_the_runs_on_both(tmp_path):
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray

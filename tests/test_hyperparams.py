@@ -86,7 +86,7 @@ def test_the_entry_that_others_start_from_is_the_preset_robust():
     } == presets.ROBUST
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rl_zoo_builds_a_simple_ddpg_of_every_entry(tmp_path: Path):
     env_ids = [env_id for env_id in ENTRIES if env_id != "default"]
     command = [sys.executable, "-c", BUILD, str(FILE), *env_ids]

@@ -50,7 +50,7 @@ def write(folder: Path, text: str) -> None:
     (folder / "tests" / "test_file.py").write_text(text)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_suite_keeps_the_cases_that_reach_a_stand_in_and_counts_them(tmp_path: Path) -> None:
     write(tmp_path, FILE)
     (tmp_path / "tests" / "test_atari.py").write_text("import a_package_that_is_not_there")
@@ -62,7 +62,7 @@ def test_suite_keeps_the_cases_that_reach_a_stand_in_and_counts_them(tmp_path: P
     assert "not in tests/test_file.py::test_direct" in process.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_suite_fails_when_no_test_constructs_a_simple_ddpg(tmp_path: Path) -> None:
     write(tmp_path, "from stable_baselines3 import TD3\n\ndef test_nothing():\n    assert TD3 is not None\n")
     process = run_suite(tmp_path)

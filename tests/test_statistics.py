@@ -204,7 +204,7 @@ def skewed(rng: np.random.Generator, runs: int) -> np.ndarray:
     return -rng.exponential(size=runs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("runs", [10, 20])
 @pytest.mark.parametrize(
     ("draw", "truth"),
@@ -222,7 +222,7 @@ def test_an_interval_of_the_interquartile_mean_covers_the_truth_95_times_in_100(
     assert COVERED[0] <= np.mean(hits) <= COVERED[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interval_over_three_tasks_covers_the_truth_95_times_in_100():
     """The interquartile mean of equal parts N(0, 1), N(10, 1) and N(20, 1) is 10, by symmetry."""
     rng = np.random.default_rng(0)
@@ -233,7 +233,7 @@ def test_an_interval_over_three_tasks_covers_the_truth_95_times_in_100():
     assert COVERED[0] <= np.mean(hits) <= COVERED[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("runs", [5, 10, 20])
 def test_for_equal_algorithms_the_probability_of_improvement_holds_one_half_95_times_in_100(runs: int):
     rng = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_for_equal_algorithms_the_probability_of_improvement_holds_one_half_95_t
     assert COVERED[0] <= np.mean(hits) <= COVERED[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equal_algorithms_are_called_different_at_most_5_times_in_100():
     rng = np.random.default_rng(0)
     verdicts = [statistics.difference(skewed(rng, 10), skewed(rng, 10)).verdict() for _ in range(SIMULATIONS)]

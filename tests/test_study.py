@@ -68,7 +68,7 @@ def test_an_arm_that_is_the_base_of_a_task_is_not_run_twice(study):
         assert ("noise-0_1=sb3_simple_ddpg:SimpleDDPG" in arguments) is (task.folder == "mountain-car")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_study_runs_from_commands_to_tables(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(comparison_report, "draw", lambda *_: {})
     monkeypatch.setattr(engines, "usable_cores", lambda: 1)

@@ -126,7 +126,7 @@ def test_train_makes_a_simple_ddpg_with_the_hyperparameters_of_the_zoo(trained: 
     assert (model.num_timesteps, model._n_updates) == (500, 400)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @runs_the_zoo
 @pytest.mark.parametrize(
     ("option", "file"),
@@ -140,7 +140,7 @@ def test_enjoy_replays_the_saved_policy(trained: Path, option: list[str], file: 
     assert "Warning" not in process.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @runs_the_zoo
 def test_training_goes_on_from_a_saved_agent(trained: Path, tmp_path: Path) -> None:
     agent = trained / "logs/ddpg/Pendulum-v1_1/rl_model_250_steps.zip"
@@ -153,7 +153,7 @@ def test_training_goes_on_from_a_saved_agent(trained: Path, tmp_path: Path) -> N
     assert any(not th.equal(*pair) for pair in zip(before.actor.parameters(), after.actor.parameters(), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @runs_the_zoo
 def test_other_settings_of_the_zoo_reach_the_model(tmp_path: Path) -> None:
     settings = ["n_envs:2", "normalize:True", "noise_type:'ornstein-uhlenbeck'", "learning_rate:'lin_1e-3'"]
@@ -174,7 +174,7 @@ def test_other_settings_of_the_zoo_reach_the_model(tmp_path: Path) -> None:
     assert "Loading running average" in process.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @runs_the_zoo
 def test_optimize_searches_with_simple_ddpg(tmp_path: Path) -> None:
     settings = ["-n", "300", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--seed", "1"]
@@ -194,7 +194,7 @@ def test_optimize_searches_with_simple_ddpg(tmp_path: Path) -> None:
         assert model._n_updates > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @runs_the_zoo
 def test_optimize_gives_up_a_trial_that_diverges_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN_PENDULUM)
@@ -208,7 +208,7 @@ def test_optimize_gives_up_a_trial_that_diverges_and_goes_on(tmp_path: Path) -> 
     assert pd.read_csv(report)["state"].tolist() == ["PRUNED", "COMPLETE"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @runs_the_zoo
 def test_agent_of_sb3_is_refused_with_the_cure_and_replayed_once_converted(tmp_path: Path) -> None:
     process = zoo(tmp_path, "train", "-n", "200", "--eval-freq", "-1", "--hyperparams", *SHORT, plugin=False)

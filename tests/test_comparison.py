@@ -36,17 +36,24 @@ SMALL += ["--set", "policy_kwargs.net_arch=[8]", "buffer_size=500", "batch_size=
 
 
 @pytest.fixture
-def here(monkeypatch) -> HereEngine:
+def with_pictures(monkeypatch) -> HereEngine:
     engine = HereEngine()
     monkeypatch.setattr(experiment, "_engine", lambda *_: engine)
     return engine
+
+
+@pytest.fixture
+def here(with_pictures, monkeypatch) -> HereEngine:
+    """Without pictures, which take most of the time of a short comparison."""
+    monkeypatch.setattr(comparison_report, "draw", lambda *_: {})
+    return with_pictures
 
 
 def compare(*args: str) -> int:
     return main(["compare", *SMALL, *args])
 
 
-def test_compare_writes_its_files_and_ends_with_the_table(here, tmp_path, capsys):
+def test_compare_writes_its_files_and_ends_with_the_table(with_pictures, tmp_path, capsys):
     out = tmp_path / "out"
     assert compare("--seeds", "2", "--set", "all.action_noise=0.1", "--threshold", "0", "--out", str(out)) == 0
     printed = capsys.readouterr().out
@@ -166,7 +173,7 @@ def test_a_failed_run_is_in_the_summary_and_in_the_exit_status(here, tmp_path, c
     assert "ZeroDivisionError" in (out / "summary.md").read_text()
 
 
-def test_when_every_run_of_an_algorithm_fails_the_rest_is_still_summarised(here, tmp_path):
+def test_when_every_run_of_an_algorithm_fails_the_rest_is_still_summarised(with_pictures, tmp_path):
     out = tmp_path / "out"
     args = ["--algorithms", "simple_ddpg", "broken=tests.test_experiment:AlwaysFails", "--seeds", "2"]
     assert compare(*args, "--out", str(out)) == 1

@@ -93,6 +93,7 @@ def train_both(compiled_calls: list[str]) -> Callable[..., int]:
     return train
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 @pytest.mark.parametrize(
     ("env", "settings"),
     [
@@ -160,6 +161,7 @@ def test_settings_may_change_between_two_calls_without_compiling_again(train_bot
     assert all(map(th.equal, before, fast.critic_target.parameters()))
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_another_batch_size_gives_the_right_result(train_both):
     plain, fast = make_pair()
     for batch_size in (32, 7, 32):
@@ -346,6 +348,7 @@ class ByColumns(ReplayBuffer):
         return batch._replace(observations=batch.observations.t().contiguous().t())
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_memory_is_read_in_the_order_in_which_it_lies(train_both):
     """Compiled code does not look at strides; a batch or a weight in another order must not be read in the old one."""
     plain, fast = make_pair()
@@ -431,6 +434,7 @@ class ThreeThrottles(gym.Env):
         return self.observation_space.sample(), reward, ended, False, {}
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_stored_values_keep_their_places_with_several_actions(train_both):
     """Products with three columns are worded transposed, so the view behind each tanh must not assume rows."""
     plain, fast = make_pair(ThreeThrottles, policy_kwargs={"net_arch": [16, 16], "activation_fn": nn.Tanh})

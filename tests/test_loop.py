@@ -64,7 +64,7 @@ def test_the_loop_fits_on_one_screen():
     assert len(written) <= 24
 
 
-@pytest.mark.parametrize(("env_id", "seed"), [("Pendulum-v1", 0), ("Pendulum-v1", 7), ("MountainCarContinuous-v0", 0)])
+@pytest.mark.parametrize(("env_id", "seed"), [("Pendulum-v1", 0), ("MountainCarContinuous-v0", 0)])
 def test_algorithm_1_as_one_loop_equals_learn_bit_for_bit(env_id: str, seed: int):
     text = LOOP.replace('"Pendulum-v1"', f'"{env_id}"').replace("seed=0", f"seed={seed}")
     of_the_loop = run(text)

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 #: Pages that must hold formulas and figures, and at least how many of each.
 MATHS = {"theory": 15, "metrics": 10, "howto/n_step": 2, "tutorials/02_theory_to_code": 9}

@@ -1136,7 +1136,7 @@ print("timestep", model.num_timesteps)
 
 def in_another_process(folder: Path, what: str) -> str:
     command = [sys.executable, "-c", SECOND, str(folder), what]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     return done.stdout + done.stderr
 
 

@@ -611,7 +611,8 @@ def test_ctrl_c_saves_what_there_is_and_says_so(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        wait_for(lambda: (out / "monitor.csv").exists() and len((out / "monitor.csv").read_text().splitlines()) > 3)
+        monitor = out / "monitor.csv"
+        wait_for(lambda: monitor.exists() and len(monitor.read_text().splitlines()) > 3, 240)
         process.send_signal(signal.SIGINT)
         try:
             output, errors = process.communicate(timeout=240)

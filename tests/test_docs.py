@@ -470,6 +470,24 @@ def test_figures_in_tables_of_results_are_those_of_the_records(page):
         assert cells.split(" | ") == [settings, str(len(plan["seeds"])), *means, f"{against['p_value']:.2g}", ratio]
 
 
+def test_the_article_s_experiment_has_its_settings_and_the_figures_of_its_records():
+    (section,) = re.findall(
+        r"^## The article's own experiment\n(.*?)^## ", text_of(ROOT / "docs" / "results.md"), re.M | re.S
+    )
+    rows = dict(re.findall(r"^\| ([\w ]+) \| (.*) \|$", section, re.M))
+    for place, seed in enumerate(rows["seed"].split(" | ")):
+        folder = ROOT / "docs" / "article" / f"seed-{seed}"
+        config, evaluation = (
+            json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "evaluation.json")
+        )
+        assert (config["preset"], config["seed"], config["episodes"]) == ("article", int(seed), 100)
+        assert config["arguments"]["policy_kwargs"] == presets.ARTICLE["policy_kwargs"]
+        assert len((folder / "monitor.csv").read_text("utf-8").splitlines()) == 2 + 100  # two lines of header
+        assert rows["mean return"].split(" | ")[place] == f"{evaluation['mean_return']:.1f}"
+        assert rows["standard deviation over episodes"].split(" | ")[place] == f"{np.std(evaluation['returns']):.1f}"
+    assert place == 4
+
+
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
 def test_no_page_calls_another_network_s_figure_the_article_s(page):
     """The article's networks are larger: its experiment is `--preset article`."""

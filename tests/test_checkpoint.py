@@ -3,8 +3,10 @@
 Not here: 200 kills in a row (`make crash-test`) and SB3's `save` and `load` (`test_persistence.py`).
 """
 
+import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -13,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -1110,34 +1113,37 @@ def test_run_goes_on_when_its_logs_find_the_disk_full(tmp_path, monkeypatch, cap
 
 # --- two that write into one folder --------------------------------------------------------------------------------
 
-SECOND = """
-import sys
-from pathlib import Path
-from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.checkpoint.folder import ExactCheckpointCallback
-from tests.side_by_side import settings
-from tests.test_checkpoint import Walk
-folder, what = Path(sys.argv[1]), sys.argv[2]
-if what == "resume":
-    model = SimpleDDPG.resume(folder, Walk())
-else:
-    model = SimpleDDPG("MlpPolicy", Walk(), **settings())
-if what == "save":
-    model.save_checkpoint(folder)
-if what == "learn":
-    model.learn(30, ExactCheckpointCallback(folder, 10))
-if what == "wait":
-    model.save_checkpoint(folder)
-    print("saved", flush=True)
-    sys.stdin.read()
-print("timestep", model.num_timesteps)
-"""
+
+def second(folder: Path, what: str) -> None:
+    """What another process does with the folder."""
+    model = SimpleDDPG.resume(folder, Walk()) if what == "resume" else SimpleDDPG("MlpPolicy", Walk(), **settings())
+    if what == "save":
+        model.save_checkpoint(folder)
+    if what == "learn":
+        model.learn(30, ExactCheckpointCallback(folder, 10))
+    if what == "wait":
+        model.save_checkpoint(folder)
+        sys.stdout.write("saved\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+    sys.stdout.write(f"timestep {model.num_timesteps}\n")
+
+
+def second_told(folder: Path, what: str, said: Path) -> None:
+    with said.open("w") as file, contextlib.redirect_stdout(file):
+        try:
+            second(folder, what)
+        except Exception:
+            traceback.print_exc(file=file)
 
 
 def in_another_process(folder: Path, what: str) -> str:
-    command = [sys.executable, "-c", SECOND, str(folder), what]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    return done.stdout + done.stderr
+    said = folder.parent / f"said_of_{folder.name}"
+    process = multiprocessing.get_context("forkserver").Process(target=second_told, args=(folder, what, said))
+    process.start()
+    process.join(600)
+    assert process.exitcode == 0
+    return said.read_text()
 
 
 class Ask(BaseCallback):
@@ -1228,7 +1234,8 @@ def test_a_run_that_was_interrupted_lets_go_of_its_folder(tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills")
 def test_a_killed_process_leaves_no_lock_behind_nor_does_a_child_of_it(tmp_path):
-    command = [sys.executable, "-c", SECOND, str(tmp_path), "wait"]
+    program = "import sys, pathlib; from tests.test_checkpoint import second; second(pathlib.Path(sys.argv[1]), 'wait')"
+    command = [sys.executable, "-c", program, str(tmp_path)]
     first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert first.stdin is not None

@@ -33,6 +33,7 @@ TOLERANCES = ((1, 1e-6), (9, 1e-6), (90, 2e-4))
 LARGE_EPS = {"optimizer_kwargs": {"eps": 1e-3}}
 SMALL = {"net_arch": [16], **LARGE_EPS}  # one hidden layer: compiling takes half the time of two
 SMALL_CNN = {"net_arch": [8], "features_extractor_kwargs": {"features_dim": 8}, **LARGE_EPS}
+FEW = 8  # images in a batch: 64 of them take two minutes of convolutions
 
 
 def make_images() -> gym.Env:
@@ -46,6 +47,7 @@ def make_pair(env: Any = "Pendulum-v1", policy: str = "MlpPolicy", **settings: A
         "policy_kwargs": {"net_arch": [32, 32]},
         "buffer_size": 500,
         "learning_starts": 200,
+        "batch_size": 64,
         **settings,
     }
     pair = []
@@ -56,7 +58,7 @@ def make_pair(env: Any = "Pendulum-v1", policy: str = "MlpPolicy", **settings: A
             model.replay_buffer = pair[0].replay_buffer
         np.random.seed(0)
         model.compile_updates = False
-        model.train(1, 64)
+        model.train(1, model.batch_size)
         model.compile_updates = compile_updates
         pair.append(model)
     assert difference(*pair) == 0.0
@@ -125,11 +127,13 @@ def train_both(compiled_calls: list[str]) -> Callable[..., int]:
             {
                 "policy": "CnnPolicy",
                 "policy_kwargs": SMALL_CNN,
+                "batch_size": FEW,
             },
         ),
-        (
+        pytest.param(
             lambda: SimpleMultiObsEnv(discrete_actions=False, random_start=False),
-            {"policy": "MultiInputPolicy", "policy_kwargs": {"net_arch": [8], **LARGE_EPS}},
+            {"policy": "MultiInputPolicy", "policy_kwargs": {"net_arch": [8], **LARGE_EPS}, "batch_size": FEW},
+            marks=pytest.mark.long,  # images of 64 x 64
         ),
     ],
     ids=["adam-default-eps", "adam", "adamw", "clipped", "n-step", "normalized", "cnn", "dict"],
@@ -138,13 +142,14 @@ def test_compiled_updates_give_the_plain_path_s_weights(env: Any, settings: dict
     plain, fast = make_pair(env, **settings)
     default_eps = plain.actor.optimizer.defaults.get("eps") == 1e-8
     for updates, tolerance in TOLERANCES[:2] if default_eps else TOLERANCES:
-        assert train_both(plain, fast, updates) == updates, fast._compiled.failure
+        assert train_both(plain, fast, updates, fast.batch_size) == updates, fast._compiled.failure
         assert difference(plain, fast) < tolerance
         for name in ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation"):
             expected = plain.logger.name_to_value[f"train/{name}"]
             assert fast.logger.name_to_value[f"train/{name}"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_settings_may_change_between_two_calls_without_compiling_again(train_both):
     plain, fast = make_pair()
     assert train_both(plain, fast, 2) == 2
@@ -169,6 +174,7 @@ def test_another_batch_size_gives_the_right_result(train_both):
         assert difference(plain, fast) < 1e-6
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_weights_and_optimizer_states_set_from_outside_are_followed(train_both):
     plain, fast = make_pair()
     other, _ = make_pair()
@@ -180,6 +186,7 @@ def test_weights_and_optimizer_states_set_from_outside_are_followed(train_both):
     assert difference(plain, fast) < 1e-6
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_compiled_model_is_saved_loaded_and_converted(tmp_path, train_both):
     plain, fast = make_pair(action_noise=None)
     train_both(plain, fast, 3)
@@ -278,6 +285,7 @@ def test_a_failing_compiler_falls_back_to_the_plain_path_s_weights(monkeypatch, 
     assert difference(plain, fast) == 0.0
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_compiled_code_that_fails_while_it_runs_is_finished_by_the_plain_one(train_both):
     plain, fast = make_pair(policy_kwargs={"net_arch": [16]})
     assert train_both(plain, fast, 2) == 2
@@ -306,6 +314,7 @@ def test_what_is_not_compiled_is_left_to_the_plain_path(env, kwargs, reason, tra
     assert difference(plain, fast) == 0.0
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_compiled_code_that_fails_while_it_writes_is_an_error_and_no_second_half(train_both):
     plain, fast = make_pair()
     train_both(plain, fast, 2)
@@ -368,6 +377,7 @@ def test_memory_is_read_in_the_order_in_which_it_lies(train_both):
     assert len(fast._compiled._functions) == compiled_functions + 1
 
 
+@pytest.mark.usefixtures("recorded_or_compiled")
 def test_first_update_is_plain_and_compile_time_is_told(tmp_path):
     model = SimpleDDPG(
         "MlpPolicy", "Pendulum-v1", learning_starts=4, batch_size=64, compile_updates=True, policy_kwargs=SMALL

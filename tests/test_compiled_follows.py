@@ -36,7 +36,7 @@ def without_waiting() -> Iterator[None]:
 
 
 def make(compile_updates: bool, **changes: Any) -> SimpleDDPG:
-    kwargs = {"net_arch": [32, 32], **changes.pop("policy_kwargs", {})}
+    kwargs = {"net_arch": [16], **changes.pop("policy_kwargs", {})}  # recording takes a second, of two layers two
     model = SimpleDDPG(
         changes.pop("policy", "MlpPolicy"), "Pendulum-v1", seed=3, buffer_size=500, learning_starts=200, device="cpu",
         batch_size=64, policy_kwargs=kwargs, compile_updates=compile_updates, **changes,
@@ -190,7 +190,7 @@ def test_a_layer_changed_in_place_is_followed(what: str):
     def change(model: SimpleDDPG) -> None:
         if what == "layer":
             th.manual_seed(0)
-            model.critic.qf0[2] = nn.Linear(32, 32)
+            model.critic.qf0[2] = nn.Linear(16, 1)
             model.critic.optimizer = th.optim.Adam(model.critic.parameters(), lr=1e-3, eps=1e-3)
         elif what == "class":
             model.critic.qf0.__class__ = Doubling
@@ -216,11 +216,11 @@ def test_a_method_put_in_another_s_place_is_followed(what: str, monkeypatch):
     def judge(critic: Critic, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
         return -(actions**2)
 
-    def change(model: SimpleDDPG) -> None:
+    def change(model: SimpleDDPG, patch: pytest.MonkeyPatch) -> None:
         if what == "forward":
-            monkeypatch.setattr(Activation, "forward", lambda self, inputs: th.tanh(inputs))
+            patch.setattr(Activation, "forward", lambda self, inputs: th.tanh(inputs))
         elif what == "q1_forward":
-            monkeypatch.setattr(Critic, "q1_forward", judge)
+            patch.setattr(Critic, "q1_forward", judge)
         elif what == "q1_forward of one":
             model.critic.q1_forward = judge.__get__(model.critic)
         else:
@@ -232,10 +232,10 @@ def test_a_method_put_in_another_s_place_is_followed(what: str, monkeypatch):
         model = make(compile_updates, **kwargs)
         before = deepcopy(model)
         train(before, 4)
-        change(model)
-        train(model, 4)
+        with monkeypatch.context() as patch:
+            change(model, patch)
+            train(model, 4)
         models.append(model)
-        monkeypatch.undo()
     assert largest_difference(*models) < CLOSE
     assert largest_difference(models[0], before) > 1e-4  # the change mattered
 
@@ -277,8 +277,15 @@ def test_a_layer_that_changes_all_the_time_goes_plainly_and_is_named(monkeypatch
         train(model, 1)
 
 
-@pytest.mark.parametrize("layer", ["actor.mu.0", "critic.qf0.4", "actor.mu"])
-@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0.1}, {"on_non_finite": "skip"}], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "settings"),
+    [
+        pytest.param(layer, settings, marks=[] if row == column else pytest.mark.long)
+        for row, layer in enumerate(["actor.mu.0", "critic.qf0.2", "actor.mu"])
+        for column, settings in enumerate([{}, {"max_grad_norm": 0.1}, {"on_non_finite": "skip"}])
+    ],
+    ids=str,
+)
 def test_frozen_weights_stay_and_the_rest_learns(layer: str, settings: dict[str, Any], compiled_calls: list[str]):
     before = {}
 
@@ -366,7 +373,9 @@ def loaded_again_and_again(model: SimpleDDPG) -> None:
 
 def transposed_in_place(model: SimpleDDPG) -> None:
     """The same memory and the same shape, read the other way."""
-    model.critic.qf0[2].weight.data = model.critic.qf0[2].weight.data.t()
+    hidden = model.critic.qf0[2].weight
+    assert hidden.shape == (16, 16)
+    hidden.data = hidden.data.t()
 
 
 def shared_layer(model: SimpleDDPG) -> None:
@@ -387,7 +396,8 @@ def shared_target(model: SimpleDDPG) -> None:
     ids=lambda change: change.__name__,
 )  # fmt: skip
 def test_other_weights_and_states_are_followed(change: Callable[[SimpleDDPG], None], compiled_calls: list[str]):
-    plain, fast = change_both(change)
+    settings = {"policy_kwargs": {"net_arch": [16, 16]}} if change is transposed_in_place else {}
+    plain, fast = change_both(change, **settings)
     assert fast._compiled.failure is None
     assert compiled_calls[-3:] == compiled_calls[-1:] * 3  # the last three of four, at least
     assert largest_difference(plain, fast) < CLOSE

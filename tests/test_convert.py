@@ -149,7 +149,7 @@ PLAIN = CASES["plain"]
 
 def go_on(model: Any) -> Any:
     n_updates = model._n_updates
-    model.learn(30, reset_num_timesteps=False)
+    model.learn(20, reset_num_timesteps=False)
     assert model._n_updates > n_updates
     return model
 
@@ -186,8 +186,8 @@ def random_streams(model: Any) -> list[Any]:
 
 @every_case
 def test_sb3_model_learns_on_as_without_conversion(case: Case) -> None:
-    uninterrupted = go_on(case.model(DDPG).learn(60))
-    converted = go_on(SimpleDDPG.from_sb3(case.model(DDPG).learn(60)))
+    uninterrupted = go_on(case.model(DDPG).learn(48))
+    converted = go_on(SimpleDDPG.from_sb3(case.model(DDPG).learn(48)))
     assert (converted.num_timesteps, converted._n_updates, converted._episode_num) == (
         uninterrupted.num_timesteps,
         uninterrupted._n_updates,
@@ -198,22 +198,22 @@ def test_sb3_model_learns_on_as_without_conversion(case: Case) -> None:
 
 @every_case
 def test_our_model_learns_on_in_sb3_as_without_conversion(case: Case) -> None:
-    uninterrupted = go_on(case.model(SimpleDDPG).learn(60))
-    converted = go_on(case.model(SimpleDDPG).learn(60).to_sb3())
+    uninterrupted = go_on(case.model(SimpleDDPG).learn(48))
+    converted = go_on(case.model(SimpleDDPG).learn(48).to_sb3())
     assert type(converted) is DDPG
     assert largest_difference(converted, uninterrupted) < 1e-6
 
 
 @every_case
 def test_there_and_back_sb3_learns_on_to_the_same_bits(case: Case) -> None:
-    uninterrupted = go_on(case.model(DDPG).learn(60))
-    returned = go_on(SimpleDDPG.from_sb3(case.model(DDPG).learn(60)).to_sb3())
+    uninterrupted = go_on(case.model(DDPG).learn(48))
+    returned = go_on(SimpleDDPG.from_sb3(case.model(DDPG).learn(48)).to_sb3())
     assert largest_difference(returned, uninterrupted) == 0
 
 
 @every_case
 def test_train_on_the_same_buffer_gives_the_same_weights(case: Case) -> None:
-    theirs = case.model(DDPG).learn(60)
+    theirs = case.model(DDPG).learn(48)
     ours = SimpleDDPG.from_sb3(theirs)
     for model in (theirs, ours):
         np.random.seed(5)
@@ -227,7 +227,7 @@ def test_train_on_the_same_buffer_gives_the_same_weights(case: Case) -> None:
 
 @every_case
 def test_weights_moments_and_actions_are_equal_to_the_last_bit(case: Case) -> None:
-    theirs = case.model(DDPG).learn(60)
+    theirs = case.model(DDPG).learn(48)
     ours = SimpleDDPG.from_sb3(theirs)
     observations = [theirs._last_obs] * 2  # of the normaliser, where there is one
     if not isinstance(theirs.observation_space, spaces.Dict):
@@ -271,7 +271,7 @@ def test_settings_and_counters_come_along_in_both_directions(tmp_path: Path) -> 
     )
     theirs._stats_window_size = 7
     theirs.set_logger(configure(str(tmp_path), ["csv"]))
-    theirs.learn(60)
+    theirs.learn(48)
     ours = SimpleDDPG.from_sb3(theirs)
     different = {"policy", "policy_class", "actor", "actor_target", "critic", "critic_target", "policy_kwargs"}
     different |= {"replay_buffer"}  # copied: compared in its own test
@@ -283,7 +283,7 @@ def test_settings_and_counters_come_along_in_both_directions(tmp_path: Path) -> 
     assert ours.policy_kwargs == {"net_arch": [12]}
     assert vars(ours.to_sb3()).keys() == vars(theirs).keys()
     assert ours.to_sb3().policy_kwargs == theirs.policy_kwargs
-    assert (ours.num_timesteps, ours._n_updates, ours.seed) == (60, theirs._n_updates, 3)
+    assert (ours.num_timesteps, ours._n_updates, ours.seed) == (48, theirs._n_updates, 3)
     assert ours.logger is theirs.logger
     theirs.logger.close()
     assert ours.get_vec_normalize_env() is theirs.get_vec_normalize_env() is ours.env
@@ -331,7 +331,7 @@ def test_optimizer_flags_that_the_user_chose_are_kept() -> None:
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
 def test_step_counters_stand_on_the_device_that_each_optimizer_wants() -> None:
-    ours = SimpleDDPG.from_sb3(PLAIN.model(DDPG, device="cuda").learn(60))
+    ours = SimpleDDPG.from_sb3(PLAIN.model(DDPG, device="cuda").learn(48))
     returned = go_on(ours).to_sb3()
     for model, device in ((ours, "cuda"), (go_on(returned), "cpu")):
         steps = {state["step"].device.type for state in model.critic.optimizer.state.values()}
@@ -343,7 +343,7 @@ def test_step_counters_stand_on_the_device_that_each_optimizer_wants() -> None:
 
 @every_case
 def test_learning_on_does_not_touch_the_other_agent(case: Case) -> None:
-    theirs = case.model(DDPG).learn(60)
+    theirs = case.model(DDPG).learn(48)
     ours = SimpleDDPG.from_sb3(theirs)
     returned = ours.to_sb3()
     agents = [theirs, returned]
@@ -404,20 +404,20 @@ def test_untouched_rows_of_a_large_buffer_cost_no_memory() -> None:
 
 @pytest.mark.parametrize("as_given", ["path", "str", "file", "str without .zip"])
 def test_zip_gives_the_agent_with_an_empty_buffer(as_given: str, tmp_path: Path) -> None:
-    theirs = PLAIN.model(DDPG).learn(60)
+    theirs = PLAIN.model(DDPG).learn(48)
     path = tmp_path / "model.zip"
     theirs.save(path)
     given = {"path": path, "str": str(path), "file": path.open("rb"), "str without .zip": str(tmp_path / "model")}
     ours = SimpleDDPG.from_sb3(given[as_given])
     assert largest_difference(ours, theirs) == 0
-    assert (ours.num_timesteps, ours._n_updates, ours.seed, ours.env) == (60, theirs._n_updates, 3, None)
+    assert (ours.num_timesteps, ours._n_updates, ours.seed, ours.env) == (48, theirs._n_updates, 3, None)
     assert ours.replay_buffer.size() == 0
     assert all(th.equal(*pair) for pair in zip(optimizer_tensors(ours), optimizer_tensors(theirs), strict=True))
     given["file"].close()
 
 
 def test_zip_with_its_buffer_loaded_trains_on_as_sb3(tmp_path: Path) -> None:
-    theirs = PLAIN.model(DDPG).learn(60)
+    theirs = PLAIN.model(DDPG).learn(48)
     theirs.save(tmp_path / "model")
     theirs.save_replay_buffer(tmp_path / "buffer")
     ours = SimpleDDPG.from_sb3(tmp_path / "model", PLAIN.env())

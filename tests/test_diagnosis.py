@@ -70,8 +70,12 @@ def constant(network: nn.Sequential, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "env_id", ["Pendulum-v1", "MountainCarContinuous-v0", "LunarLanderContinuous-v3", "InvertedPendulum-v5"]
-)
+    "env_id",
+    [
+        "Pendulum-v1", pytest.param("MountainCarContinuous-v0", marks=pytest.mark.long),
+        pytest.param("LunarLanderContinuous-v3", marks=pytest.mark.long), "InvertedPendulum-v5",
+    ],
+)  # fmt: skip
 def test_healthy_environments_get_no_finding_while_an_agent_learns(env_id: str):
     model = SimpleDDPG("MlpPolicy", env_id, policy_kwargs={"net_arch": [64, 64]}, seed=0)
     assert model.diagnose() == []
@@ -603,7 +607,7 @@ def test_learning_goes_on_to_the_same_bits_after_a_diagnosis():
                 model.diagnose()
                 assert before == (random.getstate(), np.random.get_state()[1].tolist(), th.get_rng_state().tolist())
                 assert modes == [module.training for module in model.policy.modules()]
-            model.learn(450, reset_num_timesteps=False)
+            model.learn(150, reset_num_timesteps=False)
         return model.policy.state_dict(), env
 
     (one, env), (two, other) = learned(True), learned(False)
@@ -686,6 +690,6 @@ def test_page_has_each_fault_with_its_limit():
 def test_python_on_the_page_runs_and_finds_the_missing_noise(capsys: pytest.CaptureFixture[str]):
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(block, names)
+        exec(block.replace("2_000", "300").replace("every=500", "every=100"), names)
     assert capsys.readouterr().out.startswith("no exploration 0.0 half the action range\nno exploration: The action")
-    assert names["model"].num_timesteps == 2_000
+    assert names["model"].num_timesteps == 300

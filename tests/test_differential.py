@@ -32,7 +32,7 @@ ALL_OF_THEM = {
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("recorded_or_compiled")
-@settings(max_examples=12, **ALL_OF_THEM)
+@settings(max_examples=8, **ALL_OF_THEM)
 @given(setting=drawn_settings())
 def test_compiled_updates_give_the_plain_path_s_weights_in_any_drawn_setting(
     setting: Setting, compiled_calls: list[str]

@@ -165,7 +165,15 @@ NOT_IN_ONNX = {"rewards_normalized_only", "box_of_two_axes", "box_float16", "box
 NOT_IN_ONNX |= {"multi_binary_of_two_axes", "shared_extractor", "image_as_vector"}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in NOT_IN_ONNX])
+#: One of each kind goes through the tracer in `make test`, the others in `make test-long`.
+OFTEN = {"box_normalized", "discrete", "actions_of_two_axes", "other_activation", "image_normalized"}
+OFTEN |= {"dict_normalized_in_part"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in OFTEN else pytest.mark.long) for case in CASES if case not in NOT_IN_ONNX],
+)
 def test_onnx_file_takes_raw_observations_and_gives_the_actions_of_predict(case: str, models, tmp_path):
     model = model_of(models, case)
     raw = draw(base_space(model), 6)
@@ -439,7 +447,10 @@ def with_extractor(extractor: type[BaseFeaturesExtractor], **changes: Any) -> Si
     return SimpleDDPG(env=env, buffer_size=10, policy_kwargs=kwargs, device="cpu", **settings)
 
 
-@pytest.mark.parametrize("extractor", [Squares, Conditional, SinglePrecision, BatchNormed])
+@pytest.mark.parametrize(
+    "extractor",
+    [Squares, BatchNormed, *(pytest.param(each, marks=pytest.mark.long) for each in (Conditional, SinglePrecision))],
+)
 def test_extractor_of_the_users_own_goes_into_onnx_and_is_refused_by_name_in_safetensors(extractor, tmp_path):
     model = with_extractor(extractor)
     model.policy.set_training_mode(True)  # a file is for acting, whatever the model was doing

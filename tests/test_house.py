@@ -122,6 +122,7 @@ def test_an_update_is_at_most_14_statements_without_a_branch():
     assert not any(isinstance(node, ast.If | ast.For | ast.While | ast.Try | ast.IfExp) for node in ast.walk(update))
 
 
+@pytest.mark.long
 def test_every_module_is_imported_in_the_opposite_order_too():
     names = [each.name for each in pkgutil.walk_packages(sb3_simple_ddpg.__path__, "sb3_simple_ddpg.")]
     # zoo.py changes SB3's table of algorithms, so all this happens in a process of its own.

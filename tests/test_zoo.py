@@ -101,7 +101,7 @@ def test_import_replaces_ddpg_in_the_table_that_the_scripts_share(monkeypatch: p
     assert algorithms == {"ddpg": SimpleDDPG, "td3": object}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @runs_the_zoo
 def test_train_makes_a_simple_ddpg_with_the_hyperparameters_of_the_zoo(trained: Path) -> None:
     path = trained / "logs/ddpg/Pendulum-v1_1/Pendulum-v1.zip"

@@ -39,11 +39,11 @@ def test_what_the_table_of_algorithm_1_names_exists():
 
 
 def test_the_reading_path_begins_with_the_whole_algorithm_and_the_loop():
-    """In this order: the algorithm, the loop, the equations, the update, one by hand, what can go wrong."""
+    """In this order: algorithm, loop, equations, update, one by hand, what can go wrong, and bugs to find oneself."""
     path = README.read_text().split("## Learn DDPG here")[1].split("\n## ")[0]
     stations = (
         "theory.md#the-whole-algorithm", "theory.md#algorithm-1-as-one-loop", "equations.py", "SimpleDDPG._update",
-        "test_one_update_equals_the_numbers_worked_out_by_hand", "03_what_can_go_wrong",
+        "test_one_update_equals_the_numbers_worked_out_by_hand", "03_what_can_go_wrong", "05_silent_bugs",
     )  # fmt: skip
     positions = [path.index(station) for station in stations]
     assert positions == sorted(positions)
@@ -51,6 +51,21 @@ def test_the_reading_path_begins_with_the_whole_algorithm_and_the_loop():
         "def test_one_update_equals_the_numbers_worked_out_by_hand"
         in (README.parent / "tests/test_update.py").read_text()
     )
+
+
+def test_the_first_screen_shows_what_it_is_how_to_begin_and_where_to_go():
+    """One sentence, two commands, the use in three lines, one picture, the reading path, the ways on: 50 lines."""
+    screen = "\n".join(README.read_text().splitlines()[:50])
+    sentence = screen.split("```")[0].partition("\n\n")[2]
+    assert len(re.findall(r"[.!?](?=\s)", sentence)) == 1
+    commands, python = re.findall(r"```(?:python)?\n(.*?)```", screen, re.DOTALL)
+    assert commands == "make demo\nmake test\n"
+    assert len([line for line in python.splitlines() if line]) == 3
+    assert len(re.findall(r"<img|!\[", screen)) == 1
+    positions = [screen.index(part) for part in (commands, python, "<img", "## Learn DDPG here", "## Where to go")]
+    assert positions == sorted(positions)
+    for page in ("play.md", "knobs.md", "theory.md", "index.md", "command_line.md"):
+        assert f"docs/{page}" in screen, page
 
 
 def test_the_lines_of_algorithm_1_stand_in_the_comments_of_train():

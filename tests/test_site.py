@@ -73,6 +73,7 @@ def open_browser(width: int, height: int) -> Iterator[tuple]:
             lambda found: wrong.append(f"{found.status}: {found.url}") if found.status >= 400 else None,
         )
         page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
         page.on("request", lambda request: wrong.append(f"network: {request.url}") if leaves(request.url) else None)
         try:
             yield page, wrong
@@ -81,7 +82,7 @@ def open_browser(width: int, height: int) -> Iterator[tuple]:
 
 
 def leaves(url: str) -> bool:
-    return not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+    return not url.startswith(("http://127.0.0.1:", "file://", "data:", "blob:"))
 
 
 def pages_of(site: Path) -> list[str]:
@@ -122,6 +123,26 @@ def test_every_page_is_drawn_whole_from_local_files_alone(site, address, width, 
                 text = page.inner_text("article") if page.query_selector("article") else ""
                 assert "\\frac" not in text, name
                 assert "$$" not in text, name
+        assert not wrong
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser: apt-get install chromium")
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_pages_that_can_be_touched_move_within_a_second_from_file(site, width, height):
+    """What their numbers are: `test_play.py`."""
+    arm = "document.querySelector('.play-pendulum g').getAttribute('transform')"
+    with open_browser(width, height) as (page, wrong):
+        page.goto((site / "play.html").as_uri(), wait_until="load")
+        page.wait_for_function(f"before => {arm} !== before", arg=page.evaluate(arm), timeout=1_000)
+        page.goto((site / "knobs.html").as_uri(), wait_until="load")
+        before = page.get_attribute("[data-measure=q]", "d")
+        page.locator("input[type=range]").press("Home")
+        page.wait_for_function(
+            "before => document.querySelector('[data-measure=q]').getAttribute('d') !== before",
+            arg=before,
+            timeout=1_000,
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not wrong
 
 

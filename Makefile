@@ -9,7 +9,7 @@ OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 OLDEST_GYMNASIUM := $(shell sed -n 's/.*"gymnasium\[classic-control\]>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-fast test-long sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest test-oldest
-.PHONY: crash-test fuzz soak docs notebooks agents study
+.PHONY: crash-test fuzz soak docs notebooks agents study tuned play
 .PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
@@ -48,6 +48,10 @@ soak: $(VENV)/installed-dev
 # Run what is missing of the study in docs/study, some hours on one core, and write its tables.
 study: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python docs/study/run.py --jobs 2
+
+# Run what is missing of the searches in docs/tune, an hour on two cores that do nothing else, and write what they found.
+tuned: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python docs/tune/run.py
 
 # Train and evaluate the agents in agents/, all of them or one (ENV=Pendulum-v1), and write the table there.
 agents: $(VENV)/installed-dev
@@ -94,6 +98,11 @@ docs: $(VENV)/installed-dev
 # Run the notebooks in full, ten minutes on one core, and store what they show.
 notebooks: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/jupyter execute --inplace --timeout=1200 notebooks/*.ipynb
+
+# What docs/play.md and docs/knobs.md show: four agents, and the records of ten settings. Half an hour on one core.
+play: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.play.agents
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.play.knobs
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

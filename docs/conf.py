@@ -47,8 +47,9 @@ html_domain_indices = False  # its paths of modules are wider than a phone; the 
 # Sphinx reads below docs/ only; tutorials/ is not committed.
 HERE = Path(__file__).parent
 (HERE / "tutorials").mkdir(exist_ok=True)
-for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
-    shutil.copy(notebook, HERE / "tutorials")
+for pattern in ("*.ipynb", "*.py"):  # the code beside a notebook is linked there
+    for file in (HERE.parent / "notebooks").glob(pattern):
+        shutil.copy(file, HERE / "tutorials")
 
 #: Links that are right for a reader of the repository, and what they become here.
 LINKS = {

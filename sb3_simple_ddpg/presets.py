@@ -4,11 +4,13 @@ Not here: settings that nobody published or measured, and the number of timestep
 """
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
+from sb3_simple_ddpg.sb3 import zoo_file
 
 Preset: TypeAlias = dict[str, Any]
 
@@ -134,10 +136,10 @@ OF_ENVIRONMENT: Final[dict[str, str]] = {"Pendulum-v1": "pendulum"}
 
 def choose_preset(name: str | None, env_id: str) -> tuple[str, Preset]:
     """
-    :param name: of a preset, "rl-zoo", or None for the environment's own
+    :param name: of a preset, "rl-zoo", a file of RL Zoo's form such as `preset.yml`, or None for the environment's own
     :param env_id: name of the environment
     :return: the preset's name, and its settings, safe to change, with `NORMALIZE` where it belongs to them
-    :raises ValueError: for an unknown name, or an environment that RL Zoo has no settings for
+    :raises ValueError: for an unknown name, a file that cannot be read, or an environment without settings
     """
     if name is None:
         name = OF_ENVIRONMENT.get(env_id, "default")
@@ -145,6 +147,10 @@ def choose_preset(name: str | None, env_id: str) -> tuple[str, Preset]:
         if env_id not in RL_ZOO:
             raise ValueError(f"RL Zoo has no DDPG settings for {env_id!r}: choose from {', '.join(RL_ZOO)}.")
         return name, deepcopy(RL_ZOO[env_id])
+    if name.endswith(zoo_file.ENDINGS):
+        found, normalize = zoo_file.read(Path(name), env_id)
+        return name, found | ({NORMALIZE: True} if normalize else {})
     if name not in PRESETS:
-        raise ValueError(f"There is no preset {name!r}: choose from {', '.join([*PRESETS, 'rl-zoo'])}.")
+        known = ", ".join([*PRESETS, "rl-zoo"])
+        raise ValueError(f"There is no preset {name!r}: choose from {known}, or name a file ({zoo_file.ENDINGS[0]}).")
     return name, deepcopy(PRESETS[name]) | ({NORMALIZE: True} if name in NORMALIZED else {})

@@ -8,6 +8,7 @@ import ast
 import csv
 import gc
 import inspect
+import itertools
 import json
 import re
 import shlex
@@ -60,6 +61,7 @@ WITH_PYTHON = [page for page in PAGES[1:] if blocks_of(page, "python")]
 
 #: Fewer timesteps than a reader would use: the claim is that it runs.
 SHORTER = {"20_000": "120", "10_000": "60", "5_000": "60", "seeds=10": "seeds=2", "every=1_000": "every=60"}
+SHORTER |= {"trials=30": "trials=2", "seeds=3": "seeds=2", "confirm=10": "confirm=2"}
 
 
 @pytest.fixture
@@ -120,6 +122,12 @@ def shorter(words: list[str]) -> list[str]:
         return [*words, "--episodes", "1"]
     if "--resume" in arguments:
         return [*words, "--eval-episodes", "1"] if command == "train" else words
+    if command == "tune":
+        tiny = {"--trials": "2", "--seeds": "2", "--timesteps": "120", "--confirm": "2", "--eval-episodes": "1"}
+        given = [place for place, word in enumerate(arguments) if word in tiny]
+        kept = [word for place, word in enumerate(arguments) if not {place, place - 1} & set(given)]
+        small = ["--set", "policy_kwargs.net_arch=[4]"] if "--space" not in arguments else []
+        return [command, *kept, *small, *itertools.chain(*tiny.items()), "--jobs", "1", "--no-progress"]
     budget = {"--timesteps": "200", "--eval-episodes": "1"}
     budget |= {"--timesteps": "120", "--eval-every": "60", "--seeds": "2"} if command == "compare" else {}
     for option, value in {**budget, "--checkpoint-every": "100"}.items():
@@ -275,6 +283,7 @@ SHORT_SETTINGS = {
     "01_quickstart": "EPISODES, EVALUATION_EPISODES, SEED = 4, 2, 0",
     "02_theory_to_code": "TIMESTEPS, SEEDS = 400, 1",
     "03_what_can_go_wrong": "TIMESTEPS = 480",
+    "05_silent_bugs": "TIMESTEPS = 200",
     "04_compare_with_sb3": f"RECORDS, TIMESTEPS, SEEDS = {str(ROOT / 'docs' / 'results')!r}, 200, 2",
 }
 
@@ -291,7 +300,48 @@ def test_a_notebook_runs_with_short_settings(path, tmp_path):
     ]
     assert names[0] == names[1]
     tagged[0].source = SHORT_SETTINGS[path.stem]
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    run(notebook, tmp_path)
+    if path.stem == "05_silent_bugs":
+        assert [answer.startswith("Not yet.") for answer in answers_of(notebook, "check")] == [True] * 5
+        assert [answer.startswith("Right:") for answer in answers_of(notebook, "solution")] == [True] * 5
+
+
+def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Execute it in a folder, with the code that lies beside it."""
+    for code in (ROOT / "notebooks").glob("*.py"):
+        shutil.copy(code, folder)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+
+
+def cells_of(notebook: nbformat.NotebookNode, role: str) -> dict[str, nbformat.NotebookNode]:
+    """By number the cells with a tag such as check-1."""
+    tags = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
+    return {tag.rpartition("-")[2]: cell for tag, cell in tags.items() if tag.startswith(f"{role}-")}
+
+
+def answers_of(notebook: nbformat.NotebookNode, role: str) -> list[str]:
+    return [cell.outputs[-1].data["text/plain"] for cell in cells_of(notebook, role).values()]
+
+
+@pytest.mark.long
+def test_the_check_says_right_where_the_solutions_stand_in_the_place_of_the_bugs(tmp_path):
+    """The training, which draws the symptoms, is left out: it is the same with any function."""
+    notebook = nbformat.read(ROOT / "notebooks" / "05_silent_bugs.ipynb", as_version=4)
+    exercises, solutions = cells_of(notebook, "exercise"), cells_of(notebook, "solution")
+    assert [*exercises] == [*solutions] == [*"12345"]
+    for number, solution in solutions.items():
+        exercises[number].source = solution.source.partition("\n\n\ncheck(")[0]
+        assert exercises[number].source.startswith(f"def update_{number}(")
+    notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("symptoms(")]
+    run(notebook, tmp_path)
+    assert [answer.startswith("Right:") for answer in answers_of(notebook, "check")] == [True] * 5
+
+
+def test_no_exercise_tells_its_bug():
+    """Names and comments of the five versions, and the words before the solutions, give symptoms alone."""
+    notebook = nbformat.read(ROOT / "notebooks" / "05_silent_bugs.ipynb", as_version=4)
+    before = "\n".join(cell.source for cell in notebook.cells).partition("## Solutions")[0].lower()
+    assert not re.findall(r"broadcast|twice|detach|requires_grad|double|residual", before)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

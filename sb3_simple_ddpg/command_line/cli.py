@@ -1,4 +1,5 @@
-"""The command line: `simple-ddpg train`, `evaluate`, `plot`, `benchmark`, `export`, `compare` and `diagnose`.
+"""The command line: `simple-ddpg train`, `evaluate`, `plot`, `benchmark`, `export`, `compare`, `tune` and
+`diagnose`.
 
 Not here: the commands, each in a file of its own.
 """
@@ -18,6 +19,7 @@ from sb3_simple_ddpg.command_line.diagnose import diagnose
 from sb3_simple_ddpg.command_line.evaluate import evaluate, plot
 from sb3_simple_ddpg.command_line.export import export
 from sb3_simple_ddpg.command_line.train import train
+from sb3_simple_ddpg.command_line.tune import tune
 from sb3_simple_ddpg.safety import mistakes
 
 
@@ -27,7 +29,7 @@ def main(args: list[str] | None = None) -> int:
     :return: exit status: 0 for success, 1 when a diagnosis found something or anything failed that is no mistake in the
         options, 2 for such a mistake, 130 after Ctrl-C
     """
-    commands: tuple[Callable[..., Any], ...] = (train, evaluate, plot, benchmark, export, compare, diagnose)
+    commands: tuple[Callable[..., Any], ...] = (train, evaluate, plot, benchmark, export, compare, tune, diagnose)
     try:
         status: int = tyro.extras.subcommand_cli_from_dict(
             {command.__name__: command for command in commands},

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import cloudpickle
 import joblib
@@ -25,8 +25,21 @@ from sb3_simple_ddpg.experiment.worker import JOB, RESULT, Job, execute_or_expla
 from sb3_simple_ddpg.speed.cores import usable_cores
 
 Record = dict[str, Any]
-#: Does runs: `jobs` is how many at a time, `run` gives the record or {"error": text}, `stop` ends what runs, for good.
-Engine: TypeAlias = "LocalEngine | RayEngine"
+
+
+class Engine(Protocol):
+    """Who does the runs: `jobs` of them at a time."""
+
+    jobs: int
+
+    def run(self, job: Job) -> Record:
+        """
+        :param job: a run
+        :return: its record, or {"error": text}, when it has ended
+        """
+
+    def stop(self) -> None:
+        """End what runs, for good."""
 
 
 def run_all(jobs: Sequence[Job], engine: Engine, started: Callable[[Job], None]) -> Iterator[tuple[Job, Record]]:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +50,8 @@ class Job:
     :param eval_episodes: number of deterministic episodes in each evaluation
     :param threads: of PyTorch
     :param env_kwargs: arguments of the environment
+    :param after_evaluation: called where the run is done, with its seed and each evaluation as the record has it; False
+        ends the run there. It travels to the run's process, so it must be pickled
     """
 
     algorithm: Algorithm
@@ -61,6 +63,7 @@ class Job:
     eval_episodes: int
     threads: int = 1
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    after_evaluation: Callable[[int, list[Any]], bool] | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -146,6 +149,8 @@ class _Observer(BaseCallback):
                 self.episodes.append([timestep, float(info["episode"]["r"]), round(self.clock()[0], 4)])
         if timestep % self.job.eval_every == 0 or timestep == self.job.timesteps:
             self._evaluate(timestep)
+            if self.job.after_evaluation is not None:
+                return self.job.after_evaluation(self.job.seed, self.evaluations[-1])
         return True
 
     def _evaluate(self, timestep: int) -> None:

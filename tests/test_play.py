@@ -518,15 +518,20 @@ def test_every_knob_changes_one_setting_of_the_preset():
         assert len({change.partition("=")[0] for name in names for change in changes[name]}) == 1
 
 
+def means(records, name: str, measure: str) -> np.ndarray:
+    return np.array(records["variants"][name][measure][1])
+
+
 def test_the_records_of_tau_are_as_the_page_tells_them(records):
     values = {value: records["variants"][name] for value, name in knobs.KNOBS["tau"].values.items()}
     highest, lowest = (
         {value: pick(each["q"][row]) for value, each in values.items()} for pick, row in ((max, 3), (min, 2))
     )
     assert highest["0.1"] > 0 > highest["0.005"]
+    assert highest["1"] > 250
     assert lowest["1"] < min(lowest[value] for value in ("0.1", "0.005", "0.0005")) - 50
-    returns = values["1"]["return"][1]
-    assert min(returns[returns.index(max(returns[:10])) :]) < max(returns[:10]) - 400  # lost again
+    returns = means(records, "tau-1", "return")
+    assert returns[-1] < returns.max() - 400  # lost again
 
     def solved(value: str) -> int:  # the first evaluation above -200, which most call solved
         timesteps, means = values[value]["return"][:2]
@@ -534,3 +539,14 @@ def test_the_records_of_tau_are_as_the_page_tells_them(records):
 
     assert solved("0.1") == min(map(solved, values))
     assert max(values["0.0005"]["return"][1]) < -1000
+
+
+def test_the_records_of_the_other_knobs_are_as_the_page_tells_them(records):
+    assert all(means(records, name, "return").max() > -200 for name in ("noise-0", "base", "noise-half", "critic-fast"))
+    assert means(records, "critic-slow", "return").max() < -800
+    slow, default = means(records, "critic-slow", "q"), means(records, "base", "q")
+    assert slow[-1] < slow[len(slow) // 2] - 20 < default[-1] - 20  # still falling
+    right, terminal = means(records, "limit", "q"), means(records, "limit-terminal", "q")
+    assert np.all(terminal[3:10] > right[3:10])  # costs seem to end
+    assert terminal[-1] < right[-1] - 10
+    assert means(records, "limit-terminal", "return").max() < means(records, "limit", "return").max() - 30

@@ -2,8 +2,8 @@
 
 Not here: a way to train. It differs from `SimpleDDPG._update` in the order of lines 9 and 10 alone.
 
-    simple-ddpg compare --algorithms simple_ddpg actor_first=tests.long.actor_first:ActorFirst --preset pendulum \
-        actor_first=pendulum --seeds 20 --timesteps 20000
+    simple-ddpg compare --algorithms simple_ddpg actor_first=tests.long.actor_first:ActorFirst \
+        --preset simple_ddpg=pendulum actor_first=pendulum --seeds 20 --timesteps 10000 --eval-every 2500
 """
 
 import torch as th

@@ -157,6 +157,8 @@ def test_the_commands_of_a_page_run_in_its_order(page, a_run, tmp_path, monkeypa
         for place in PLACES:
             if place in words and words[words.index(place) - 1] != "--out" and not Path(place).exists():
                 shutil.copytree(a_run, place)
+        for folder in (word for word in words if word.startswith("docs/") and (ROOT / word).is_dir()):
+            shutil.copytree(ROOT / folder, folder, dirs_exist_ok=True)  # records that the project keeps
         healthy = (0, 1) if words[1] == "diagnose" else (0,)  # it may well find something in an agent of 200 timesteps
         assert cli.main(shorter(words[1:])) in healthy, (words, capsys.readouterr().err)
         done += 1

@@ -37,6 +37,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 html_theme = "furo"
 html_title = f"sb3-simple-ddpg {__version__}"
 html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"
 html_css_files = ["pages.css"]
 html_math_renderer = "mathml"
 html_copy_source = False

@@ -99,7 +99,6 @@ def test_the_default_space_holds_the_default_and_single_lines_may_be_changed(tmp
         "policy_kwargs.net_arch": "[400,300]", "action_noise": 0.1, "n_steps": 1,
         "normalize_observations": "False", "policy_kwargs.last_layer_init": "None",
     }  # fmt: skip
-    (tmp_path / "own.yml").write_text("tau: 0.01..0.02\ngamma: [0.9 | 0.99]\n")
     (tmp_path / "own.yml").write_text("tau: 0.01..0.02\n")
     own = spaces.read_space(["default", str(tmp_path / "own.yml"), "n_steps=1..2"])
     assert (own["tau"], own["n_steps"], own["batch_size"]) == ("0.01..0.02", "1..2", ranges["batch_size"])

@@ -195,7 +195,7 @@ def _options(typed: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, A
         for name, value in typed.items()
         if stored
         and name not in FREE
-        and (_ranges(value) != stored[name] if name == "space" else value != stored[name])
+        and (spaces.read_space(value) != stored[name] if name == "space" else value != stored[name])
     ]
     if changed:
         raise ValueError(
@@ -204,7 +204,7 @@ def _options(typed: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, A
         )
     options = {**DEFAULTS, **stored, **{name: value for name, value in typed.items() if not stored or name in FREE}}
     if not stored:
-        options["space"] = _ranges(options["space"])
+        options["space"] = spaces.read_space(options["space"])
         options.setdefault("eval_every", max(1, options["timesteps"] // 10))
     for name in ("trials", "timesteps", "eval_every", "eval_episodes", "threads"):
         if options[name] < 1:
@@ -223,10 +223,6 @@ def _options(typed: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, A
             f"--confirm must be 0 or from 2 to {FIRST_SEED}, got {options['confirm']}: ten is a good number."
         )
     return options
-
-
-def _ranges(items: Sequence[str]) -> dict[str, str]:
-    return spaces.read_space(items)
 
 
 def _plan(options: Mapping[str, Any]) -> Plan:
@@ -397,7 +393,11 @@ def _write_preset(
 def _command(options: Mapping[str, Any], storage: str | None, folder: Path, how: Mapping[str, Any]) -> str:
     """The whole search as one command; the user's own folders and passwords are nobody's business."""
     space = options["space"]
-    shown = ("default",) if space == _ranges(("default",)) else tuple(f"{name}={text}" for name, text in space.items())
+    shown = (
+        ("default",)
+        if space == spaces.read_space(("default",))
+        else tuple(f"{name}={text}" for name, text in space.items())
+    )
     values = {
         "env": options["env_id"],
         "env-kwargs": tuple(f"{name}={value!r}" for name, value in options["env_kwargs"].items()),

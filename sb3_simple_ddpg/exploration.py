@@ -4,7 +4,8 @@ Not here: where the noise is added. `SimpleDDPG._sample_action` adds one draw to
 does, clips to [-1, 1], and only then maps the sum to the environment's range. So a standard deviation of 1.0 is half
 the width of the action range, and 0.1 is the same push in every environment.
 
-Source: Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, Section 3 (exploration policy) and Section 7 (OU noise)
+Sources: Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971, Section 3 (exploration policy) and Section 7 (OU
+noise); Eberhard et al. 2023, https://openreview.net/forum?id=hQ9V5QN27eS (coloured noise)
 """
 
 import copy
@@ -45,7 +46,34 @@ class OrnsteinUhlenbeck:
             object.__setattr__(self, name, _check_scale(name, getattr(self, name)))  # frozen for everybody else
 
 
-NoiseSetting: TypeAlias = float | Callable[[float], float] | ActionNoise | OrnsteinUhlenbeck | None
+@dataclass(frozen=True)
+class ColoredNoise:
+    """
+    Noise whose power at the frequency f is proportional to 1 / f^beta: a description, since the shape is the
+    environment's. 0 is white noise (`action_noise=0.1`), 1 pink noise, which Eberhard et al. 2023 recommend, 2 is close
+    to an Ornstein-Uhlenbeck process.
+
+    :param sigma: standard deviation; 1.0 is half the width of the action range
+    :param beta: the exponent
+    :param length: timesteps of a sequence; each episode begins a new one, and a longer episode goes on with another
+    :raises ValueError: for a negative number, or a sequence of fewer than two timesteps
+    """
+
+    sigma: float = 0.3
+    beta: float = 1.0
+    length: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "beta"):
+            object.__setattr__(self, name, _check_scale(name, getattr(self, name)))  # frozen for everybody else
+        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 2:
+            raise ValueError(
+                f"length must be a whole number of at least 2, got {self.length!r}: the timesteps of the longest "
+                "episode, 1000 for example."
+            )
+
+
+NoiseSetting: TypeAlias = float | Callable[[float], float] | ActionNoise | OrnsteinUhlenbeck | ColoredNoise | None
 
 
 class GaussianNoise(VectorizedActionNoise):
@@ -90,12 +118,55 @@ class GaussianNoise(VectorizedActionNoise):
         return f"GaussianNoise(scale={self.scale}, shape={self.shape}, n_envs={self.n_envs})"
 
 
+class ColoredActionNoise(ActionNoise):
+    """
+    `ColoredNoise` for one environment, from NumPy's global stream; SB3 makes a copy of it for each.
+
+    :param setting: what it is to be
+    :param shape: shape of one action, `action_space.shape`; the dimensions are independent
+    """
+
+    def __init__(self, setting: ColoredNoise, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.setting = setting
+        self._mu, self._sigma = np.zeros(shape), np.full(shape, setting.sigma)  # names of SB3's noise
+        self.reset()
+
+    def __call__(self) -> npt.NDArray[np.float32]:
+        """
+        :return: one draw, of the action's shape
+        """
+        if not len(self._ahead):
+            self._ahead = self._sequence()
+        now, self._ahead = self._ahead[0], self._ahead[1:]
+        return now
+
+    def reset(self) -> None:
+        """The episode has ended: the next draw begins a new sequence."""
+        self._ahead: npt.NDArray[np.float32] = np.empty((0, *self._mu.shape), np.float32)
+
+    def _sequence(self) -> npt.NDArray[np.float32]:
+        """White noise with each of its frequencies made larger or smaller, shape (length, *shape)."""
+        length, beta = self.setting.length, self.setting.beta
+        # A constant has the frequency 0, where 1 / f^beta has no value: it gets that of the slowest wave.
+        frequencies = np.maximum(np.abs(np.fft.fftfreq(length)), 1 / length)
+        factors = frequencies ** (-beta / 2)
+        factors /= np.sqrt(np.mean(factors**2))  # so that the variance stays
+        white = np.random.normal(size=(*self._mu.shape, length))
+        waves = np.fft.rfft(white) * factors[: length // 2 + 1]
+        colored = self._mu + self._sigma * np.moveaxis(np.fft.irfft(waves, length), -1, 0)
+        return colored.astype(np.float32)
+
+    def __repr__(self) -> str:
+        return f"ColoredActionNoise({self.setting}, shape={self._mu.shape})"
+
+
 def make_action_noise(action_noise: NoiseSetting, shape: tuple[int, ...], n_envs: int) -> ActionNoise | None:
     """
     Turn a setting into noise for this many environments; what is noise already passes, so it may run twice.
 
     :param action_noise: standard deviation (1.0 is half the width of the action range), a schedule of it,
-        `OrnsteinUhlenbeck(...)`, any SB3 `ActionNoise`, or None for no noise
+        `OrnsteinUhlenbeck(...)`, `ColoredNoise(...)`, any SB3 `ActionNoise`, or None for no noise
     :param shape: shape of one action, `action_space.shape`
     :param n_envs: number of environments
     :return: the noise, or None
@@ -112,6 +183,8 @@ def make_action_noise(action_noise: NoiseSetting, shape: tuple[int, ...], n_envs
         action_noise = OrnsteinUhlenbeckActionNoise(
             np.zeros(shape), np.full(shape, action_noise.sigma), action_noise.theta, action_noise.dt
         )
+    if isinstance(action_noise, ColoredNoise):
+        action_noise = ColoredActionNoise(action_noise, shape)
     if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != n_envs:
         # A model loaded with another number of environments: SB3 wraps the base noise again when learning starts.
         action_noise = action_noise.base_noise
@@ -124,7 +197,7 @@ def make_action_noise(action_noise: NoiseSetting, shape: tuple[int, ...], n_envs
         return GaussianNoise(scale, shape, n_envs)
     raise TypeError(
         "action_noise must be a standard deviation such as 0.1, a schedule of progress_remaining, "
-        f"OrnsteinUhlenbeck(...), an SB3 ActionNoise or None, got {action_noise!r}."
+        f"OrnsteinUhlenbeck(...), ColoredNoise(...), an SB3 ActionNoise or None, got {action_noise!r}."
     )
 
 
@@ -199,7 +272,7 @@ def _check_shape(action_noise: ActionNoise, shape: tuple[int, ...]) -> None:
             raise _wrong_shape(found, shape)
 
 
-_SB3_DRAWS = (NormalActionNoise.__call__, OrnsteinUhlenbeckActionNoise.__call__)
+_SB3_DRAWS = (NormalActionNoise.__call__, OrnsteinUhlenbeckActionNoise.__call__, ColoredActionNoise.__call__)
 
 
 def _with_dtype(action_noise: ActionNoise) -> ActionNoise:

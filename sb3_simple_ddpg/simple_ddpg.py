@@ -44,8 +44,8 @@ class SimpleDDPG(Plugin):
     :param train_freq: timesteps between two calls of `train`; or (n, "step"), (n, "episode")
     :param gradient_steps: gradient steps in each call of `train`; -1: as many as timesteps were collected
     :param action_noise: standard deviation of Gaussian noise, where 1.0 is half the width of the action range, so 0.1
-        is the same push in every environment; or a function of the progress remaining; `OrnsteinUhlenbeck(...)`; any
-        SB3 `ActionNoise`; None for no noise
+        is the same push in every environment; or a function of the progress remaining; `OrnsteinUhlenbeck(...)`,
+        `ColoredNoise(...)`; any SB3 `ActionNoise`; None for no noise
     :param replay_buffer_class: None: chosen by the observation space and `n_steps`
     :param replay_buffer_kwargs: arguments of the replay buffer
     :param optimize_memory_usage: store each observation once (SB3's memory-efficient variant)
@@ -61,7 +61,8 @@ class SimpleDDPG(Plugin):
     :param stats_window_size: number of episodes in the logged means
     :param compile_updates: run the update as compiled code, about twice as fast for small networks; compiling takes 10
         to 30 seconds the first time and needs a C++ compiler (g++). It is compared with the plain update first; where
-        it cannot be compiled, or gives other numbers, a `checks.CompileWarning` says why and the plain path goes on
+        it cannot be compiled, or gives other numbers, a `checks.CompileWarning` says why and the plain path goes on.
+        "auto": in a `learn` that is long enough for it to pay, on the CPU; the log says so
     :param on_non_finite: "stop": the first NaN or infinity in an observation, reward, action, loss or gradient raises
         FloatingPointError, with the weights as they were before that call of `train`; "skip": a batch that gives one
         changes nothing, a transition that holds one is not stored, and the log counts them (`train/n_skipped`,
@@ -109,7 +110,7 @@ class SimpleDDPG(Plugin):
         critic_learning_rate: float | Schedule | None = None,
         max_grad_norm: float | None = None,
         stats_window_size: int = 100,
-        compile_updates: bool = False,
+        compile_updates: bool | str = "auto",
         on_non_finite: str = "stop",
     ) -> None:
         if env is None and _init_setup_model:

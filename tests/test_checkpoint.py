@@ -51,6 +51,7 @@ from sb3_simple_ddpg.checkpoint import folder_lock
 from sb3_simple_ddpg.checkpoint.buffer import CheckpointError, decode, encode, read_buffer
 from sb3_simple_ddpg.checkpoint.folder import ExactCheckpointCallback
 from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.exploration import ColoredNoise
 from tests.environments import Bandit, Chain
 from tests.side_by_side import CHANNEL_LAST, DICT_SPACES, SMALL_CNN, SMALL_COMBINED, Dummy, settings
 
@@ -128,6 +129,7 @@ CASES: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
         lambda: walks(2),
         {"action_noise": OrnsteinUhlenbeckActionNoise(np.zeros(2), 0.5 * np.ones(2), dt=1.0)},
     ),
+    "colored_noise": ("MlpPolicy", lambda: walks(2), {"action_noise": ColoredNoise(sigma=0.5)}),
     "schedules": (
         "MlpPolicy",
         Walk,

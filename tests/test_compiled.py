@@ -95,7 +95,6 @@ def train_both(compiled_calls: list[str]) -> Callable[..., int]:
     return train
 
 
-@pytest.mark.no_cover  # as in `test_compiled_follows.py`
 @pytest.mark.usefixtures("recorded_or_compiled")
 @pytest.mark.parametrize(
     ("env", "settings"),

@@ -23,7 +23,7 @@ from sb3_simple_ddpg.speed.layers import DenseLayers
 from tests.differential import no_waiting
 
 # Coverage would look at each call within PyTorch's recorder too, and double the time; `test_compiled.py` is covered.
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover, pytest.mark.usefixtures("recorded_or_compiled")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("recorded_or_compiled")]
 
 #: Of weights of about 1, after a few updates on the same batches: two orders of rounding.
 CLOSE = 2e-6

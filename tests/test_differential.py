@@ -31,7 +31,6 @@ ALL_OF_THEM = {
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover  # as in `test_compiled_follows.py`
 @pytest.mark.usefixtures("recorded_or_compiled")
 @settings(max_examples=8, **ALL_OF_THEM)
 @given(setting=drawn_settings())

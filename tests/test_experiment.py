@@ -22,7 +22,7 @@ from sb3_simple_ddpg.experiment import algorithms, engines, experiment, runs
 from sb3_simple_ddpg.experiment import folder as experiment_folder
 from sb3_simple_ddpg.experiment.experiment import run_experiment
 from sb3_simple_ddpg.experiment.worker import Job, execute, execute_or_explain
-from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
+from sb3_simple_ddpg.exploration import ColoredNoise, OrnsteinUhlenbeck
 from tests.environments import Bandit
 
 BANDIT = "tests.environments:TestBandit-v0"
@@ -529,6 +529,10 @@ def test_noise_that_wanders_becomes_sb3_s_noise():
     model = algorithms.build(td3, Bandit(), {**SMALL, "action_noise": OrnsteinUhlenbeck(0.5)}, seed=0)
     assert isinstance(model.action_noise, OrnsteinUhlenbeckActionNoise)
     assert (model.action_noise._sigma.item(), model.action_noise._theta) == (0.5, 0.15)
+    colored = algorithms.parse_value("action_noise", "ColoredNoise(0.3, beta=0.5)")
+    assert colored == ColoredNoise(sigma=0.3, beta=0.5)
+    model = algorithms.build(td3, Bandit(), {**SMALL, "action_noise": colored}, seed=0)
+    assert model.action_noise.setting == colored
 
 
 def test_settings_are_read_as_typed_and_the_named_goes_before_all():

@@ -19,7 +19,14 @@ from stable_baselines3.common.noise import (
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.exploration import GaussianNoise, OrnsteinUhlenbeck, make_action_noise, noise_scale
+from sb3_simple_ddpg.exploration import (
+    ColoredActionNoise,
+    ColoredNoise,
+    GaussianNoise,
+    OrnsteinUhlenbeck,
+    make_action_noise,
+    noise_scale,
+)
 from tests.environments import Bandit
 
 TINY = {"net_arch": [8]}
@@ -122,7 +129,61 @@ def test_ornstein_uhlenbeck_takes_the_shape_of_the_action_space():
     assert noise_scale(noise) == 0.5
 
 
-@pytest.mark.parametrize("setting", [0.2, NormalActionNoise(np.zeros(1), 0.2 * np.ones(1)), OrnsteinUhlenbeck(0.2)])
+def test_colored_noise_of_four_timesteps_equals_the_numbers_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch):
+    """
+    Four timesteps have the frequencies 0 (taken for 1/4), 1/4, 1/2 and -1/4. With beta = 2 the factors 1 / f are 4, 4,
+    2, 4, and sqrt((16 + 16 + 4 + 16) / 4) = sqrt(13) makes the variance that of white noise again. A single push of 1
+    has the same share in each frequency: w(t) = 1/4 (4 + 4 * 2 cos(pi t / 2) + 2 cos(pi t)) / sqrt(13).
+    """
+    monkeypatch.setattr(np.random, "normal", lambda size: np.broadcast_to([1.0, 0.0, 0.0, 0.0], size))
+    noise = make_action_noise(ColoredNoise(sigma=0.5, beta=2.0, length=4), (2,), 1)
+    drawn = np.stack([noise() for _ in range(4)])
+    expected = 0.5 * np.array([14.0, 2.0, -2.0, 2.0]) / 4 / np.sqrt(13)
+    np.testing.assert_allclose(drawn, np.stack([expected, expected], axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
+def test_the_power_of_colored_noise_falls_with_the_frequency_as_it_says(beta: float):
+    noise = make_action_noise(ColoredNoise(sigma=0.3, beta=beta, length=256), (400,), 1)
+    np.random.seed(0)
+    draws = np.stack([noise() for _ in range(256)])  # 400 sequences, one in each dimension
+    power = (np.abs(np.fft.rfft(draws, axis=0)) ** 2).mean(axis=1)[1:-1]
+    slope = np.polyfit(np.log(np.fft.rfftfreq(256)[1:-1]), np.log(power), 1)[0]
+    # The mean of 400 exponentially distributed powers has a deviation of 0.05: that of the slope is below 0.01.
+    assert slope == pytest.approx(-beta, abs=0.04)
+    # Of each sequence the mean square varies; slow noise has few waves, and so the deviation of the mean is up to 4 %.
+    assert np.sqrt(np.mean(draws**2)) == pytest.approx(0.3, rel=0.1)
+
+
+def test_colored_noise_begins_anew_with_an_episode_in_that_environment_alone():
+    base = make_action_noise(ColoredNoise(sigma=0.3, length=10), (1,), 2)
+    assert isinstance(base, ColoredActionNoise)
+    noise = VectorizedActionNoise(base, 2)  # what SB3 makes of it
+    np.random.seed(3)
+    first = np.stack([noise() for _ in range(5)])
+    assert not np.allclose(first[:, 0], first[:, 1])
+    ahead = [each._ahead.copy() for each in noise.noises]
+    noise.reset([0])
+    now = noise()
+    assert now[1] == ahead[1][0]
+    assert now[0] != ahead[0][0]
+    np.random.seed(3)
+    again = VectorizedActionNoise(make_action_noise(ColoredNoise(sigma=0.3, length=10), (1,), 2), 2)
+    assert np.array_equal(np.stack([again() for _ in range(5)]), first)
+    assert len([again() for _ in range(20)]) == 20  # a longer episode goes on
+
+
+def test_impossible_colored_noise_is_refused():
+    with pytest.raises(ValueError, match="beta must be a finite number of at least 0, got -1"):
+        ColoredNoise(beta=-1)
+    with pytest.raises(ValueError, match="length must be a whole number of at least 2, got 1: the timesteps"):
+        ColoredNoise(length=1)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [0.2, NormalActionNoise(np.zeros(1), 0.2 * np.ones(1)), OrnsteinUhlenbeck(0.2), ColoredNoise(0.2)],
+)
 def test_setting_up_twice_changes_nothing(setting: object):
     once = make_action_noise(setting, (1,), 2)
     assert make_action_noise(once, (1,), 2) is once
@@ -185,6 +246,7 @@ class SetNoise(BaseCallback):
         (None, 0.0),
         (NormalActionNoise(np.zeros(1), 0.3 * np.ones(1)), 0.3),
         (OrnsteinUhlenbeck(sigma=0.4), 0.4),
+        (ColoredNoise(sigma=0.4), 0.4),
         (OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.7 * np.ones(1)), 0.7),
     ],
 )

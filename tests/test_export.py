@@ -170,7 +170,6 @@ OFTEN = {"box_normalized", "discrete", "actions_of_two_axes", "other_activation"
 OFTEN |= {"dict_normalized_in_part"}
 
 
-@pytest.mark.no_cover  # coverage would look at each call within PyTorch's exporter too
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=[] if case in OFTEN else pytest.mark.long) for case in CASES if case not in NOT_IN_ONNX],
@@ -448,7 +447,6 @@ def with_extractor(extractor: type[BaseFeaturesExtractor], **changes: Any) -> Si
     return SimpleDDPG(env=env, buffer_size=10, policy_kwargs=kwargs, device="cpu", **settings)
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "extractor",
     [Squares, BatchNormed, *(pytest.param(each, marks=pytest.mark.long) for each in (Conditional, SinglePrecision))],

@@ -22,7 +22,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_simple_ddpg import SimpleDDPG
-from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck
+from sb3_simple_ddpg.exploration import ColoredNoise, OrnsteinUhlenbeck
 from tests.environments import Chain
 from tests.side_by_side import (
     CHANNEL_LAST,
@@ -412,6 +412,7 @@ NOISES = {
     "normal": lambda: NormalActionNoise(np.zeros(2), 0.2 * np.ones(2)),
     "ou": lambda: OrnsteinUhlenbeckActionNoise(np.zeros(2), 0.2 * np.ones(2)),
     "ou_description": lambda: OrnsteinUhlenbeck(0.2),
+    "colored": lambda: ColoredNoise(0.2),
     "vectorized": lambda: VectorizedActionNoise(NormalActionNoise(np.zeros(2), 0.2 * np.ones(2)), 2),
     "none": lambda: None,
 }

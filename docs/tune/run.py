@@ -23,7 +23,7 @@ SEARCHES: Final = {
     ),
     "pendulum": ("Pendulum-v1", ("--env", "Pendulum-v1")),
 }
-BUDGET: Final = ("--trials", "30", "--seeds", "3", "--timesteps", "6000", "--confirm", "10")
+BUDGET: Final = ("--trials", "30", "--seeds", "3", "--timesteps", "3000", "--confirm", "10")
 
 #: What stays of a search, and of its confirmation.
 KEPT: Final = (verdict.PAGE, verdict.PRESET, verdict.TRIALS, *(f"{name}.png" for name in verdict.PICTURES))

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_simple_ddpg import presets
 from sb3_simple_ddpg.experiment import runs
-from sb3_simple_ddpg.exploration import OrnsteinUhlenbeck, make_action_noise
+from sb3_simple_ddpg.exploration import ColoredNoise, OrnsteinUhlenbeck, make_action_noise
 from sb3_simple_ddpg.safety import checks, mistakes
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
 
@@ -46,7 +46,7 @@ RESERVED: Final[dict[str, str]] = {
 }
 
 #: What a value may call: noise and schedules that are no literals.
-CALLS: Final[dict[str, type[Any]]] = {each.__name__: each for each in (OrnsteinUhlenbeck, LinearSchedule)}
+CALLS: Final[dict[str, type[Any]]] = {each.__name__: each for each in (OrnsteinUhlenbeck, ColoredNoise, LinearSchedule)}
 
 #: By the setting's name: what its value must be a kind of, and the modules whose classes need no path.
 CLASSES: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
@@ -208,8 +208,8 @@ def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the arg
     """
     :param name: of the argument or key
     :param text: as typed
-    :return: a Python literal, an `OrnsteinUhlenbeck(...)` or `LinearSchedule(...)`, an object where a class or function
-        is expected ("module:Name", or the name alone of those in `CLASSES`), or the text itself
+    :return: a Python literal, one of `CALLS` such as `ColoredNoise(...)`, an object where a class or function is
+        expected ("module:Name", or the name alone of those in `CLASSES`), or the text itself
     :raises ValueError: for an import that fails, a class that is not of the setting's kind, or noise or a schedule that
         cannot be
     """
@@ -226,7 +226,7 @@ def parse_value(name: str, text: str) -> Any:  # noqa: ANN401 - whatever the arg
             named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
             return CALLS[called](*values, **named)
         except (SyntaxError, TypeError, ValueError) as error:
-            example = {"LinearSchedule": "LinearSchedule(0.3, 0.05, 1.0)"}.get(called, "OrnsteinUhlenbeck(sigma=0.5)")
+            example = "LinearSchedule(0.3, 0.05, 1.0)" if called == "LinearSchedule" else f"{called}(sigma=0.5)"
             raise ValueError(f"{name}={text} cannot be read ({error}): write {example}.") from error
     return _find_class(name, text.strip()) if name.endswith(("_class", "_fn")) else text
 
@@ -257,7 +257,8 @@ def build(
     :param algorithm: its class
     :param env: one environment
     :param arguments: of the constructor; copied, since SB3 writes into its dictionaries.
-        `action_noise` may be a number or `OrnsteinUhlenbeck(...)` for any algorithm: what SB3's own need is made of it.
+        `action_noise` may be a number, `OrnsteinUhlenbeck(...)` or `ColoredNoise(...)` for any algorithm: what SB3's
+        own need is made of it.
         `normalize_observations=True` puts VecNormalize around the environment
     :param seed: of everything; None leaves all random streams as they are
     :return: the algorithm, ready to learn
@@ -276,7 +277,7 @@ def build(
         if isinstance(noise, int | float) and not isinstance(noise, bool):
             make_action_noise(noise, shape, 1)  # refuses what cannot be a standard deviation
             given["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, float(noise)))
-        elif isinstance(noise, OrnsteinUhlenbeck):
+        elif isinstance(noise, OrnsteinUhlenbeck | ColoredNoise):
             given["action_noise"] = make_action_noise(noise, shape, 1)
         elif isinstance(noise, LinearSchedule):
             raise TypeError(f"action_noise={noise} is for SimpleDDPG alone: give a number such as 0.1.")

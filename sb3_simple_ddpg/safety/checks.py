@@ -418,6 +418,8 @@ def check_hyperparameters(model: "Agent") -> None:
             raise ValueError(
                 "max_grad_norm must be above 0, got 0: that would stop learning. Use None for no clipping."
             )
+    if not isinstance(model.compile_updates, bool) and model.compile_updates != "auto":
+        raise ValueError(f"compile_updates must be True, False or 'auto', got {model.compile_updates!r}.")
     if model.on_non_finite not in ("stop", "skip"):
         raise ValueError(f"on_non_finite must be 'stop' or 'skip', got {model.on_non_finite!r}.")
     if model.tensorboard_log is not None and not isinstance(model.tensorboard_log, str | os.PathLike):

@@ -26,7 +26,7 @@ class Agent(OffPolicyAlgorithm):
     critic_learning_rate: float | Schedule | None
     critic_lr_schedule: Schedule | None
     max_grad_norm: float | None
-    compile_updates: bool
+    compile_updates: bool | str
     on_non_finite: str
 
     # Of other rooms, and never saved.

@@ -44,6 +44,7 @@ from sb3_simple_ddpg.safety.mistakes import environments_of, origin_of
 from sb3_simple_ddpg.safety.numbers import NonFiniteGuard, Update
 from sb3_simple_ddpg.sb3.collecting import Collecting
 from sb3_simple_ddpg.sb3.vec_env import QuickDummyVecEnv, watched
+from sb3_simple_ddpg.speed import auto
 from sb3_simple_ddpg.speed.optimizers import own_copy
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ STATISTICS = (
 class Plugin(Collecting):
     """An off-policy algorithm with an actor and one critic, as SB3's callers, files and wrappers expect it."""
 
+    _compiles = False  # what "auto" means for `compile_updates` in this training
     _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     def __init__(
@@ -167,7 +169,7 @@ class Plugin(Collecting):
 
     def _choice(self) -> Callable[[ReplayBufferSamples], Update]:
         """What gives each batch its update: `_update`, or the same as compiled code."""
-        if not self.compile_updates:
+        if not (self._compiles if self.compile_updates == "auto" else self.compile_updates):
             return self._plain_update
         if self._compiled is None:  # made at the first update: importing the compiler takes a second
             from sb3_simple_ddpg.speed.compiled import CompiledUpdates
@@ -292,6 +294,11 @@ class Plugin(Collecting):
         self._last_end = self._episode_num, self.num_timesteps
         if total_timesteps > 0:  # a second call of learn starts with the progress at which the first one ended
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+        # A training that goes on, from a checkpoint for example, stays with what it began with.
+        compiles, sentence = auto.decide(self)
+        self._compiles = compiles or (self._compiles and not reset_num_timesteps)
+        if self.compile_updates == "auto" and sentence:
+            self.logger.info(sentence)
         if self.verbose >= 1:
             for sentence in [*self._untold, *checks.advice(self)]:
                 self.logger.warn(sentence)

@@ -1,4 +1,4 @@
-"""The update of `SimpleDDPG.train` as compiled code, for `compile_updates=True`.
+"""The update of `SimpleDDPG.train` as compiled code, for `compile_updates`.
 
 Not here: another statement of the algorithm. What is compiled are the networks and the equations of `equations.py`.
 
@@ -193,6 +193,9 @@ class CompiledUpdates:
         self.failure = reason
         if reason not in self._told:
             self._told.add(reason)
+            if model.compile_updates == "auto":  # nobody has asked for it
+                model.logger.info(f"Updates are not compiled, the plain path goes on: {reason}.")
+                return model._update
             sentence = f"compile_updates=True has no effect, the plain path goes on: {reason}."
             model.logger.warn(sentence)
             warnings.warn(sentence, CompileWarning, stacklevel=2)

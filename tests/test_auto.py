@@ -27,8 +27,8 @@ class Asked(BaseCallback):
 
 
 def make(n_envs: int = 1, **changes: Any) -> SimpleDDPG:
-    settings = {"learning_starts": 20, "buffer_size": 200, "batch_size": 64, "policy_kwargs": TINY, "seed": 0, **changes}
-    return SimpleDDPG("MlpPolicy", DummyVecEnv([Bandit] * n_envs), **settings)
+    settings = {"learning_starts": 20, "buffer_size": 200, "batch_size": 64, "policy_kwargs": TINY, "seed": 0}
+    return SimpleDDPG("MlpPolicy", DummyVecEnv([Bandit] * n_envs), **{**settings, **changes})
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_what_cannot_be_compiled_is_said_in_the_log_alone(capsys: pytest.Capture
 
 @pytest.mark.usefixtures("cheap_compiler", "recorded_or_compiled")
 def test_a_training_that_goes_on_stays_with_what_it_began_with(compiled_calls: list[str], tmp_path):
-    model = make(learning_starts=0).learn(100, ExactCheckpointCallback(50, tmp_path / "run"))
+    model = make(learning_starts=0).learn(100, ExactCheckpointCallback(tmp_path / "run", 50))
     resumed = SimpleDDPG.resume(tmp_path / "run" / "step_50", DummyVecEnv([Bandit]))
     compiled_calls.clear()
     resumed.learn(50, reset_num_timesteps=False)  # short, and yet compiled

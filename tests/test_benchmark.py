@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,14 +172,35 @@ def test_a_competitor_that_fails_is_missing_and_the_others_go_on(command):
 
 
 def test_floor_is_ten_products_of_each_pair_of_hidden_layers(monkeypatch):
+    monkeypatch.setattr(th.backends.mkldnn, "is_available", lambda: False)  # MKL then
     floor = Competitor(job(FLOOR, net_arch=(5, 7, 3), warm_up=1))
     assert floor.prepare()["compile_s"] is None
-    multiply, shapes = th.mm, []
+    shapes: list[tuple[int, ...]] = []
+    multiply = th.mm
     monkeypatch.setattr(th, "mm", lambda a, b, out: (shapes.append((*a.shape, *b.shape)), multiply(a, b, out=out)))
     answer = floor.measure(2)
     assert (answer["count"], answer["gradient_steps"]) == (2, 0)
     # Batch 4: (4, 5) times (5, 7) and (4, 7) times (7, 3), ten times each, for two updates.
     assert shapes == 2 * (10 * [(4, 5, 5, 7)] + 10 * [(4, 7, 7, 3)])
+
+
+@pytest.mark.skipif(not th.backends.mkldnn.is_available(), reason="needs PyTorch with oneDNN")
+@pytest.mark.parametrize("slow", ["mm", "_linear_pointwise"])
+def test_floor_takes_the_library_that_is_faster(slow: str, monkeypatch):
+    names = {"mm": th, "_linear_pointwise": th.ops.mkldnn}
+    calls = []
+
+    def watched(name, itself, *args, **kwargs):
+        calls.append(name)
+        time.sleep(0.002 if name == slow else 0)
+        return itself(*args, **kwargs)
+
+    for name, module in names.items():
+        monkeypatch.setattr(module, name, partial(watched, name, getattr(module, name)))
+    product = benchmark_worker._faster_product(4, 5, 7)
+    calls.clear()
+    assert product().shape == (4, 7)
+    assert calls == [name for name in names if name != slow]
 
 
 def test_floor_without_updates_is_the_environments_alone():

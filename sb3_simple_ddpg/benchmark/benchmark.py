@@ -7,7 +7,8 @@ What is measured, in each repeat, one competitor after the other and each repeat
 steps per second: environment steps (of all environments together) through the seconds of `learn(steps)`, after warm-up;
 update: seconds inside `train`, as `learn` calls it, through the number of gradient steps; the rest of `learn` collects;
 floor: the ten products of the hidden layers that an update cannot do without, (B, h1) times (h1, h2), on as many
-threads. Where nothing is updated, the floor is the environments alone, through the number of their steps;
+threads, each by the library that is faster with it on this machine (MKL or oneDNN). Where nothing is updated, the floor
+is the environments alone, through the number of their steps;
 ratio: steps per second through those of SB3's (SBX's) DDPG in the same repeat; then median, smallest and largest;
 compile: seconds inside `train` while warming up, less those of as many median calls: with an empty cache, and again in
 a second process that finds what the first one left (--no-compile-times: once, with whatever PyTorch's cache holds);

@@ -1,6 +1,6 @@
 """Whether compiled updates pay: what `compile_updates="auto"` means.
 
-Not here: how they are made (`compiled.py`). Nothing here looks at a clock, so a training that is repeated decides alike.
+Not here: how they are made (`compiled.py`), nor any clock: a training that is repeated decides alike.
 """
 
 import os

@@ -141,7 +141,8 @@ def train_both(compiled_calls: list[str]) -> Callable[..., int]:
 def test_compiled_updates_give_the_plain_path_s_weights(env: Any, settings: dict[str, Any], train_both):
     plain, fast = make_pair(env, **settings)
     default_eps = plain.actor.optimizer.defaults.get("eps") == 1e-8
-    for updates, tolerance in TOLERANCES[:2] if default_eps else TOLERANCES:
+    images = settings.get("policy") == "CnnPolicy"  # 90 updates of them take as long as all else here
+    for updates, tolerance in TOLERANCES[:2] if default_eps or images else TOLERANCES:
         assert train_both(plain, fast, updates, fast.batch_size) == updates, fast._compiled.failure
         assert difference(plain, fast) < tolerance
         for name in ("critic_loss", "actor_loss", "q_mean", "target_q_mean", "action_saturation"):

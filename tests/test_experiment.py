@@ -418,7 +418,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
         experiment_folder.read_records(tmp_path)
 
 
-@pytest.mark.parametrize("python", [pytest.param([], marks=pytest.mark.long), ["-O"]])
+@pytest.mark.parametrize("python", [[], pytest.param(["-O"], marks=pytest.mark.long)])
 def test_files_that_hold_something_else_are_refused_without_assert_too(python, tmp_path):
     """`python -O` leaves out every assert."""
     code = """

@@ -409,7 +409,7 @@ def glided(page: Any, measure: str, expected: list[float]) -> np.ndarray:
 
 
 @NEEDS_BROWSER
-@WIDTHS
+@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.long)])
 def test_the_slider_shows_the_records_of_every_variant_of_every_knob(visit, records, width):
     page = visit("knobs", width)
     assert records["knobs"]

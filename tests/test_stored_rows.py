@@ -447,7 +447,7 @@ def assert_nothing_is_joined(model: SimpleDDPG, kind: str, rows: int) -> None:
 def test_what_others_do_in_a_callback_spoils_no_row(kind, move):
     if "subprocesses" in kind and os.name == "nt":
         pytest.skip("forked")
-    model = make_model(TRAINED_ON[kind]())
+    model = make_model(TRAINED_ON[kind](), gradient_steps=0)
     # In the middle of an episode, and at the end of one (the 20th step).
     model.learn(70 * model.n_envs, Do(lambda c: move(c.training_env, model), (8, 20, 33, 34)))
     assert_nothing_is_joined(model, kind, 70 * model.n_envs)
@@ -461,7 +461,7 @@ def test_what_others_do_in_a_callback_spoils_no_row(kind, move):
 def test_what_others_do_between_two_calls_of_learn_spoils_no_row(kind, move, watched):
     if "subprocesses" in kind and os.name == "nt":
         pytest.skip("forked")
-    model = make_model(TRAINED_ON[kind]())
+    model = make_model(TRAINED_ON[kind](), gradient_steps=0)
     for _ in range(3):
         model.learn(13 * model.n_envs, Do(None, ()) if watched else None, reset_num_timesteps=False)
         move(model.get_env(), model)

@@ -66,7 +66,7 @@ def found() -> str:
     if not parts:
         return ""
     toctree = "```{toctree}\n:glob:\n:maxdepth: 1\n:hidden:\n\ntune/*/summary\ntune/*/confirmation/summary\n```"
-    head = "`make tuned` ran both searches, on two cores that did nothing else, and wrote this."
+    head = "`make tuned` ran both searches and wrote this; two cores did nothing else during the first."
     return "\n" + "\n\n".join(["## What it found", head, *parts, toctree]) + "\n"
 
 

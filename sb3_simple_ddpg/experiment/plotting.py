@@ -115,7 +115,7 @@ def plot_learning_curves(
             ):
                 if height is not None:
                     panel.axhline(height, color="0.35", linestyle=stroke, linewidth=1, label=label, zorder=1)
-            panel.set(xlabel=unit, title=env_id)
+            panel.set(xlabel=unit, title=env_id.rpartition(":")[2])  # without the module that registers it
             panel.grid(alpha=0.3)
             panel.set_xlim(left=0)
         by_steps.set_ylabel("return of an evaluation episode\n(interquartile mean, 95 % band)")
@@ -202,7 +202,7 @@ def plot_intervals(tables: Mapping[str, Mapping[str, Mapping[str, Interval | Non
             for place, name in enumerate(names):
                 if (interval := found.get(name)) is not None:
                     _draw_interval(panel, place, interval, place)
-            panel.set_title(f"{title}: {column}" if len(tables) > 1 else column, size=9)
+            panel.set_title(f"{title.rpartition(':')[2]}: {column}" if len(tables) > 1 else column, size=9)
             panel.grid(alpha=0.3, axis="x")
             panel.locator_params(axis="x", nbins=4)
             panel.tick_params(labelsize=8)

@@ -653,12 +653,15 @@ def test_layers_that_ignore_the_mode_are_known(layer: nn.Module):
     assert th.equal(layer.train()(values), layer.eval()(values))
 
 
-def test_one_transfer_from_the_device_in_each_call_of_train(monkeypatch):
+@pytest.mark.usefixtures("recorded_or_compiled")
+@pytest.mark.parametrize("compile_updates", [False, True])
+def test_one_transfer_from_the_device_in_each_call_of_train(monkeypatch, compile_updates):
+    model = make_model(compile_updates=compile_updates).learn(60)
     transfers = []
     tolist = th.Tensor.tolist
     monkeypatch.setattr(th.Tensor, "tolist", lambda tensor: transfers.append(1) or tolist(tensor))
-    monkeypatch.setattr(th.Tensor, "item", None)
-    model = make_model().learn(60)
-    transfers.clear()
+    for name in ("item", "cpu", "numpy", "__bool__", "__float__"):
+        monkeypatch.setattr(th.Tensor, name, None)
     model.train(8, 16)
     assert len(transfers) == 1
+    assert (model._compiled is not None) is compile_updates

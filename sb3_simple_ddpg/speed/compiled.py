@@ -21,7 +21,6 @@ from functools import partial
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
@@ -332,23 +331,22 @@ class _AdamNumbers:
     """
 
     def __init__(self, groups: list[dict[str, Any]], places: list[int], device: th.device) -> None:
-        self._groups, self._places, self._device = groups, places, device
+        self._groups, self._places = groups, places
         self._known: list[tuple[Any, ...]] = []
-        self._array = np.zeros((len(places), 8))
-        self._tensor = th.from_numpy(self._array)
-        #: Another number once compiled code has begun to write: it does so last.
+        self._tensor = th.zeros((len(places), 8), dtype=th.float64, device=device)
+        #: No longer 0 once compiled code has begun to write: it does so last.
         self.written = th.zeros((), dtype=th.float64, device=device)
 
     def of_now(self) -> th.Tensor:
         """
-        :return: shape (weights, 8), on the device; the same memory each time where that is the CPU
+        :return: shape (weights, 8), on the device; the same memory each time
         """
         settings = [_ADAM_SETTINGS(group) for group in self._groups]
         if settings != self._known:
             self._known = settings
-            rows = np.array([_adam_numbers(*each) for each in settings])
-            self._array[:] = rows[self._places]
-        return self._tensor if self._device.type == "cpu" else self._tensor.to(self._device)
+            rows = th.tensor([_adam_numbers(*each) for each in settings], dtype=th.float64)
+            self._tensor.copy_(rows[self._places])
+        return self._tensor
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -397,12 +395,12 @@ class _CompiledUpdate:
         :return: what is logged of it, and behind it what was found: shape (6,)
         """
         inputs, model = self.inputs, self.model
-        written = inputs.numbers.written.item()
+        inputs.numbers.written.zero_()  # read where something fails alone: a GPU is not to be waited for
         try:
             with th.no_grad():
                 statistics: th.Tensor = self.function(inputs.tensors(model, batch))
         except Exception as error:
-            if inputs.numbers.written.item() != written:
+            if inputs.numbers.written.item():
                 raise RuntimeError(
                     "Compiled code failed while it wrote the new weights, which may be those of before in part: load "
                     "the last checkpoint, and go on with compile_updates=False."

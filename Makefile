@@ -9,7 +9,7 @@ OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 OLDEST_GYMNASIUM := $(shell sed -n 's/.*"gymnasium\[classic-control\]>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-fast test-long coverage sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest test-oldest
-.PHONY: crash-test fuzz soak docs notebooks agents study tuned play
+.PHONY: gpu-check crash-test fuzz soak docs notebooks agents study tuned play
 .PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
@@ -34,6 +34,13 @@ test-long: $(VENV)/installed-dev
 # The README's table of speeds; SBX, where it is installed: SBX_PYTHON=path of the Python of its environment.
 benchmark: $(VENV)/installed-dev
 	$(BIN)/simple-ddpg benchmark $(if $(SBX_PYTHON),--sbx-python $(SBX_PYTHON))
+
+# On a machine with a GPU: what holds there, and how fast it is. The PyTorch of $(PYTHON) is used, whatever build it is.
+gpu-check:
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	grep -v '^torch==' constraints.txt > .venv-gpu/constraints.txt
+	.venv-gpu/bin/python -m pip install -q -c .venv-gpu/constraints.txt -e .
+	.venv-gpu/bin/python -m tests.long.gpu_check
 
 # Kill a training N times at random moments, resume it each time, and compare it to one that was left alone.
 crash-test: $(VENV)/installed-dev
@@ -130,7 +137,7 @@ dist: coverage test-long $(VENV)/installed-release
 		&& cd "$$folder" && venv/bin/simple-ddpg train --timesteps 500
 
 clean:
-	rm -rf $(VENV) .venv-sb3-* .venv-oldest build dist docs/_build docs/tutorials *.egg-info .coverage \
+	rm -rf $(VENV) .venv-sb3-* .venv-oldest .venv-gpu build dist docs/_build docs/tutorials *.egg-info .coverage \
 		.mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:

@@ -20,7 +20,7 @@ from sb3_simple_ddpg.benchmark.benchmark import Measurement, Settings, Workload
 from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, FLOOR, SB3, SBX, Competitor, WorkerProcess
 from sb3_simple_ddpg.command_line import cli
 from sb3_simple_ddpg.command_line.cli import main
-from tests.long import scaling
+from tests.long import cold_start, gpu_check, scaling
 
 TINY = Workload("tiny", "Tiny", "tests.environments:TestEndless-v0", (5, 7), 4, buffer_size=300, learning_starts=5)
 HERE = Path(__file__).parent.parent
@@ -368,6 +368,34 @@ def test_a_quick_run_writes_every_file_and_marks_it(plain_only, tmp_path, capsys
         assert workload["competitors"][name]["peak_mib"] > 50
         assert workload["competitors"][name]["versions"]["torch"] == version("torch")
     assert "--sbx-python" in workload["competitors"][SBX]["missing"]
+
+
+@pytest.mark.skipif(th.cuda.is_available(), reason="there is a GPU")
+def test_gpu_check_says_that_there_is_no_gpu(capsys):
+    assert gpu_check.main([]) == 2
+    assert "finds no GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_what_gpu_check_claims_holds_on_the_cpu(capsys):
+    assert gpu_check.main(["--device", "cpu", "--no-speed"]) == 0
+    assert capsys.readouterr().out.count("holds ") == len(gpu_check.CLAIMS)
+
+
+def test_gpu_check_tells_a_claim_that_does_not_hold(capsys, monkeypatch):
+    def broken(device: str) -> tuple[bool, str]:
+        """It breaks."""
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu_check, "CLAIMS", (broken,))
+    assert gpu_check.main(["--device", "cpu", "--no-speed"]) == 1
+    assert "FAILS  It breaks. RuntimeError: out of memory." in capsys.readouterr().out
+
+
+def test_cold_start_counts_the_runs_that_reached_the_return():
+    runs = [(30.0, 4000, -150.0), (50.0, 6000, -199.0), (99.0, 30_000, -900.0)]
+    table = cold_start.lines({"a": runs, "b": runs[2:]})
+    assert table == [["a", "40 (30-50)", "5,000", "2 of 3"], ["b", "-", "-", "0 of 1"]]
 
 
 def test_scaling_draws_costs_against_the_floor():

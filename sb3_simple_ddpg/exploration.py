@@ -130,7 +130,7 @@ class ColoredActionNoise(ActionNoise):
         super().__init__()
         self.setting = setting
         self._mu, self._sigma = np.zeros(shape), np.full(shape, setting.sigma)  # names of SB3's noise
-        self.reset()
+        self._ahead: npt.NDArray[np.float32] = np.empty((0, *shape), np.float32)  # the rest of the sequence
 
     def __call__(self) -> npt.NDArray[np.float32]:
         """
@@ -138,12 +138,13 @@ class ColoredActionNoise(ActionNoise):
         """
         if not len(self._ahead):
             self._ahead = self._sequence()
-        now, self._ahead = self._ahead[0], self._ahead[1:]
+        now: npt.NDArray[np.float32] = self._ahead[0]
+        self._ahead = self._ahead[1:]
         return now
 
     def reset(self) -> None:
         """The episode has ended: the next draw begins a new sequence."""
-        self._ahead: npt.NDArray[np.float32] = np.empty((0, *self._mu.shape), np.float32)
+        self._ahead = self._ahead[:0]
 
     def _sequence(self) -> npt.NDArray[np.float32]:
         """White noise with each of its frequencies made larger or smaller, shape (length, *shape)."""

@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import optuna
 import pytest
@@ -439,6 +440,16 @@ def test_the_page_shows_the_verdict_the_optimism_and_how_it_was_done(result):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert len((out / "trials.csv").read_text().splitlines()) == 4
     assert (out / "confirmation" / "summary.md").exists()
+
+
+def test_drawing_a_study_leaves_the_style_of_other_pictures_as_it_was(tmp_path):
+    """Optuna's pictures set Matplotlib's style for the whole process."""
+    study = optuna.create_study(direction="maximize")
+    for value in (1.0, 2.0, 3.0):
+        study.add_trial(create_trial(value=value, params={"x": value}, distributions={"x": FloatDistribution(0, 5)}))
+    before = dict(matplotlib.rcParams)
+    assert verdict.draw(study, tmp_path) == [*verdict.PICTURES]
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_the_preset_is_what_was_confirmed_and_train_and_compare_take_it(result, monkeypatch, tmp_path, capsys):

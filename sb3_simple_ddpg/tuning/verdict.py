@@ -184,7 +184,7 @@ def draw(study: optuna.Study, folder: Path) -> list[str]:
     for name, function in zip(PICTURES, functions, strict=True):
         if not values or (name == "importance" and len(values) < 2):
             continue
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plt.rc_context():  # they set a style for all pictures of the process
             warnings.simplefilter("ignore")  # Optuna's pictures are experimental, and warn of their own layout
             axes = function(study, target_name="mean final return")
             figure = axes.get_figure(root=True)

@@ -113,11 +113,12 @@ def train_both(compiled_calls: list[str]) -> Callable[..., int]:
                 }
             },
         ),
-        (
+        pytest.param(
             "Pendulum-v1",
             {"max_grad_norm": 0.5, "critic_learning_rate": 3e-3, "policy_kwargs": SMALL},
+            marks=pytest.mark.long,  # drawn in test_differential.py, as the next one is
         ),
-        ("Pendulum-v1", {"n_steps": 3, "policy_kwargs": SMALL}),
+        pytest.param("Pendulum-v1", {"n_steps": 3, "policy_kwargs": SMALL}, marks=pytest.mark.long),
         (
             lambda: VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 2)),
             {"policy_kwargs": SMALL},

@@ -143,7 +143,10 @@ CASES = {
         settings={"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 2}},
     ),
 }
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+SLOW = {"shared CNN": pytest.mark.long}  # a third of all cases together
+every_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=SLOW.get(name, ())) for name, case in CASES.items()]
+)
 PLAIN = CASES["plain"]
 
 

@@ -73,7 +73,8 @@ def constant(network: nn.Sequential, value: float) -> None:
     "env_id",
     [
         "Pendulum-v1", pytest.param("MountainCarContinuous-v0", marks=pytest.mark.long),
-        pytest.param("LunarLanderContinuous-v3", marks=pytest.mark.long), "InvertedPendulum-v5",
+        pytest.param("LunarLanderContinuous-v3", marks=pytest.mark.long),
+        pytest.param("InvertedPendulum-v5", marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_healthy_environments_get_no_finding_while_an_agent_learns(env_id: str):
@@ -84,7 +85,7 @@ def test_healthy_environments_get_no_finding_while_an_agent_learns(env_id: str):
     assert model.diagnose() == []
 
 
-@pytest.mark.parametrize("ends", ["terminated", "truncated"])
+@pytest.mark.parametrize("ends", ["terminated", pytest.param("truncated", marks=pytest.mark.long)])
 def test_a_trained_agent_gets_no_finding(ends: str):
     """Far enough for the critic to be judged: 3 timesteps to look ahead, by shares of 0.02, are 150 gradient steps."""
     model = model_of(gym.wrappers.TimeLimit(Chain(ends), 10), tau=0.02, gamma=0.9).learn(1_500)

@@ -165,9 +165,8 @@ NOT_IN_ONNX = {"rewards_normalized_only", "box_of_two_axes", "box_float16", "box
 NOT_IN_ONNX |= {"multi_binary_of_two_axes", "shared_extractor", "image_as_vector"}
 
 
-#: One of each kind goes through the tracer in `make test`, the others in `make test-long`.
-OFTEN = {"box_normalized", "discrete", "actions_of_two_axes", "other_activation", "image_normalized"}
-OFTEN |= {"dict_normalized_in_part"}
+#: One of each kind of observation goes through the tracer in `make test`, the others in `make test-long`.
+OFTEN = {"box_normalized", "image_normalized", "dict_normalized_in_part"}
 
 
 @pytest.mark.parametrize(

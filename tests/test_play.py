@@ -443,6 +443,7 @@ def test_the_slider_shows_the_records_of_every_variant_of_every_knob(visit, reco
 
 
 @NEEDS_BROWSER
+@pytest.mark.long  # as long as the page plays
 def test_play_steps_through_the_variants_and_stops_at_the_last(visit, records):
     page = visit("knobs")
     values = next(iter(records["knobs"].values()))["values"]

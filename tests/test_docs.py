@@ -123,7 +123,8 @@ def shorter(words: list[str]) -> list[str]:
     if "--resume" in arguments:
         return [*words, "--eval-episodes", "1"] if command == "train" else words
     if command == "tune":
-        tiny = {"--trials": "2", "--seeds": "2", "--timesteps": "120", "--confirm": "2", "--eval-episodes": "1"}
+        tiny = {"--trials": "2", "--seeds": "2", "--timesteps": "120", "--confirm": "2"}
+        tiny |= {"--eval-episodes": "1", "--eval-every": "60"}
         given = [place for place, word in enumerate(arguments) if word in tiny]
         kept = [word for place, word in enumerate(arguments) if not {place, place - 1} & set(given)]
         small = ["--set", "policy_kwargs.net_arch=[4]"] if "--space" not in arguments else []

@@ -133,8 +133,8 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
 
     # To check the layout of 70 tensors takes as long as a product of a small network; the caller has checked it.
     options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "memory_planning": True, "size_asserts": False}
-    # The processor says which instructions it has. PyTorch would compile and load a program for each first, four seconds;
-    # a compiler that does not know them fails a little later, and the plain path goes on.
+    # The processor says which instructions it has. PyTorch would compile and load a program for each first.
+    # A compiler that does not know them fails a little later, and the plain path goes on.
     options |= {"cpp.vec_isa_ok": True}
     with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
         whole: Any = compile_fx(graph, inputs, inner_compile=compile_part, config_patches=options)

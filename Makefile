@@ -19,7 +19,7 @@ demo: $(VENV)/installed-core
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
-# The same tests, and that they run 95 of 100 lines. To count lines takes a third of the time again.
+# The same tests, and that they run 95 of 100 lines. Counting takes three quarters of the time again.
 coverage: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" \
 		--cov --cov-report=term-missing:skip-covered --cov-fail-under=95

@@ -149,8 +149,8 @@ class ColoredActionNoise(ActionNoise):
     def _sequence(self) -> npt.NDArray[np.float32]:
         """White noise with each of its frequencies made larger or smaller, shape (length, *shape)."""
         length, beta = self.setting.length, self.setting.beta
-        # A constant has the frequency 0, where 1 / f^beta has no value: it gets that of the slowest wave.
-        frequencies = np.maximum(np.abs(np.fft.fftfreq(length)), 1 / length)
+        # In multiples of the slowest wave's. A constant has the frequency 0, where 1 / f^beta has no value: it gets 1.
+        frequencies = np.maximum(np.abs(np.fft.fftfreq(length, 1 / length)), 1)
         factors = frequencies ** (-beta / 2)
         factors /= np.sqrt(np.mean(factors**2))  # so that the variance stays
         white = np.random.normal(size=(*self._mu.shape, length))

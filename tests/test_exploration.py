@@ -132,7 +132,7 @@ def test_ornstein_uhlenbeck_takes_the_shape_of_the_action_space():
 def test_colored_noise_of_four_timesteps_equals_the_numbers_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch):
     """
     Four timesteps have the frequencies 0 (taken for 1/4), 1/4, 1/2 and -1/4. With beta = 2 the factors 1 / f are 4, 4,
-    2, 4, and sqrt((16 + 16 + 4 + 16) / 4) = sqrt(13) makes the variance that of white noise again. A single push of 1
+    2, 4, and sqrt((16 + 16 + 4 + 16) / 4) = sqrt(13) makes the variance that of white noise again. One push of 1
     has the same share in each frequency: w(t) = 1/4 (4 + 4 * 2 cos(pi t / 2) + 2 cos(pi t)) / sqrt(13).
     """
     monkeypatch.setattr(np.random, "normal", lambda size: np.broadcast_to([1.0, 0.0, 0.0, 0.0], size))
@@ -140,6 +140,11 @@ def test_colored_noise_of_four_timesteps_equals_the_numbers_worked_out_by_hand(m
     drawn = np.stack([noise() for _ in range(4)])
     expected = 0.5 * np.array([14.0, 2.0, -2.0, 2.0]) / 4 / np.sqrt(13)
     np.testing.assert_allclose(drawn, np.stack([expected, expected], axis=1), rtol=1e-6)
+
+
+def test_an_exponent_of_any_size_gives_finite_noise():
+    noise = make_action_noise(ColoredNoise(sigma=0.3, beta=1e4), (2,), 1)
+    assert np.isfinite(np.stack([noise() for _ in range(1000)])).all()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])

@@ -17,8 +17,6 @@ COST = 30
 #: Milliseconds that a compiled update saves, and more of them for each 100,000 weights: measured on AMD processors with
 #: batches of 256 (docs/speed.md), where [64, 64] saves 0.8, [256, 256] 1.5 and [400, 300] 2.2.
 SAVED, SAVED_BY_WEIGHTS = 0.7, 0.6
-#: The least batch size for which that was measured.
-LEAST_BATCH = 64
 
 
 def updates_ahead(model: "Agent") -> int:
@@ -42,7 +40,7 @@ def decide(model: "Agent") -> tuple[bool, str]:
     """
     weights = [weight for network in (model.actor, model.critic) for weight in network.parameters()]
     convolutions = any(weight.dim() > 2 for weight in weights)
-    if model.device.type != "cpu" or convolutions or model.batch_size < LEAST_BATCH:
+    if model.device.type != "cpu" or convolutions:
         return False, ""  # not measured
     updates, size = updates_ahead(model), sum(weight.numel() for weight in weights)
     seconds = updates * (SAVED + SAVED_BY_WEIGHTS * size / 100_000) / 1000

@@ -9,7 +9,7 @@ with the statistics that are logged anyway: one transfer a call of `train`.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -67,8 +67,13 @@ class NonFiniteGuard:
         skip = model.on_non_finite == "skip"
         self._n_updates = model._n_updates
         self._memory.forget()
+        # Compiled updates on batches that need nobody's code run in a row: nothing can be another in between.
+        in_a_row = not isinstance(batches, Generator)
+        update: Update | None = None
         for batch in batches:
-            update = choose(batch)
+            if not (in_a_row and getattr(update, "goes_on", False)):
+                update = choose(batch)
+            assert update is not None
             looks_itself = getattr(update, "looks_itself", False)
             # To go back behind several updates takes a copy, whoever looks.
             if (skip or not self._memory) and (not looks_itself or (count > 1 and not skip)):

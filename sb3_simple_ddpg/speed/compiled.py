@@ -388,6 +388,8 @@ class _CompiledUpdate:
     give_up: Callable[[Exception], None]
 
     looks_itself = True
+    #: Whether it serves for the next batch too, if nothing has changed: not once compiled code has failed.
+    goes_on = True
 
     def __call__(self, batch: ReplayBufferSamples) -> th.Tensor:
         """
@@ -405,6 +407,7 @@ class _CompiledUpdate:
                     "Compiled code failed while it wrote the new weights, which may be those of before in part: load "
                     "the last checkpoint, and go on with compile_updates=False."
                 ) from error
+            self.goes_on = False
             self.give_up(error)
             statistics = inputs.plainly(model, batch)
         return statistics

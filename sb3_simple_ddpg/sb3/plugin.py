@@ -44,7 +44,7 @@ from sb3_simple_ddpg.safety.mistakes import environments_of, origin_of
 from sb3_simple_ddpg.safety.numbers import NonFiniteGuard, Update
 from sb3_simple_ddpg.sb3.collecting import Collecting
 from sb3_simple_ddpg.sb3.vec_env import QuickDummyVecEnv, watched
-from sb3_simple_ddpg.speed import auto
+from sb3_simple_ddpg.speed import auto, products
 from sb3_simple_ddpg.speed.optimizers import own_copy
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Plugin(Collecting):
     """An off-policy algorithm with an actor and one critic, as SB3's callers, files and wrappers expect it."""
 
     _compiles = False  # what "auto" means for `compile_updates` in this training
+    _products: products.Measured | None = None  # how much faster oneDNN was when this training began
     _last_end: tuple[int, int] = (0, 0)  # number of ended episodes, and the timestep at which it was first seen
 
     def __init__(
@@ -169,13 +170,16 @@ class Plugin(Collecting):
 
     def _choice(self) -> Callable[[ReplayBufferSamples], Update]:
         """What gives each batch its update: `_update`, or the same as compiled code."""
-        if not (self._compiles if self.compile_updates == "auto" else self.compile_updates):
+        if not self._is_compiling():
             return self._plain_update
         if self._compiled is None:  # made at the first update: importing the compiler takes a second
             from sb3_simple_ddpg.speed.compiled import CompiledUpdates
 
             self._compiled = CompiledUpdates()
         return partial(self._compiled.choose, self)
+
+    def _is_compiling(self) -> bool:
+        return self._compiles if self.compile_updates == "auto" else bool(self.compile_updates)
 
     def _plain_update(self, _batch: ReplayBufferSamples) -> Update:
         """What every batch gets where nothing is compiled: `_update`, with the networks of now listed."""
@@ -298,6 +302,11 @@ class Plugin(Collecting):
         compiles, sentence = auto.decide(self)
         self._compiles = compiles or (self._compiles and not reset_num_timesteps)
         if self.compile_updates == "auto" and sentence:
+            self.logger.info(sentence)
+        needed = products.needed_in_compiled_code() if self._is_compiling() else products.CLEARLY
+        known = None if reset_num_timesteps else self._products
+        self._products, sentence = products.prepare(self, known or [], needed)
+        if sentence:
             self.logger.info(sentence)
         if self.verbose >= 1:
             for sentence in [*self._untold, *checks.advice(self)]:

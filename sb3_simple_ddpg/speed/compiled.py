@@ -30,7 +30,7 @@ from sb3_simple_ddpg.equations import actor_loss, critic_loss, soft_update, td_t
 from sb3_simple_ddpg.policies import Critic, only
 from sb3_simple_ddpg.safety.checks import CompileWarning
 from sb3_simple_ddpg.safety.numbers import Update
-from sb3_simple_ddpg.speed import compiler, torch_private
+from sb3_simple_ddpg.speed import compiler, products, torch_private
 from sb3_simple_ddpg.speed.networks import ROLES, Networks
 from sb3_simple_ddpg.speed.optimizers import FusedAdam, FusedAdamW, has_its_own_zero_grad, with_those_held
 from sb3_simple_ddpg.speed.rehearsal import Disagreement, NotFinite, Rehearsal, Unsuitable
@@ -104,7 +104,7 @@ class CompiledUpdates:
             return model._update  # which creates the optimizers' states, or says what is wrong with tau
         if inputs.unfit:
             return self._go_plainly(model, inputs.unfit)
-        key = inputs.kind, inputs.layout, _layout_of_batch(batch)
+        key = inputs.kind, inputs.layout, _layout_of_batch(batch), products.decided()
         function = self._functions.get(key)
         if function is None:
             function = self._compile_when_it_pays(model, inputs, batch, key)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch as th
 
-from sb3_simple_ddpg.speed import torch_private
+from sb3_simple_ddpg.speed import products, torch_private
 from sb3_simple_ddpg.speed.torch_private import TreeSpec, tree_flatten, tree_structure, tree_unflatten
 
 Tensors: TypeAlias = list[th.Tensor]
@@ -35,6 +35,7 @@ def compile_function(function: Callable[..., Any], leaves: Tensors, structure: T
     graph = torch_private.record(flat, leaves, WORDINGS)
     _refuse_random_numbers(graph)
     _take_from_parts(graph)
+    _choose_library(graph)
     _compute_once(graph)
     run = torch_private.compile_graph(graph, leaves)
     (structure_of_result,) = {*results}
@@ -100,6 +101,26 @@ def _take_from_parts(graph: th.fx.GraphModule) -> None:
 
 
 _TO_THE_END = 2**63 - 1
+
+
+def _choose_library(graph: th.fx.GraphModule) -> None:
+    """Products that oneDNN makes sooner are its own; the compiler leaves the others to PyTorch, which asks MKL."""
+    product = torch_private.product_in_compiled_code()
+    for node in graph.graph.nodes:
+        if product is None or node.target is not th.ops.aten.mm.default:
+            continue
+        left, right = (part.meta["val"] for part in node.args)
+        if left.dtype is not th.float32 or left.device.type != "cpu":
+            continue
+        (rows, inner), columns = left.shape, right.shape[1]
+        if products.by_onednn(rows, inner, columns, products.needed_in_compiled_code()):
+            with graph.graph.inserting_before(node):
+                weight = graph.graph.call_function(th.ops.aten.t.default, (node.args[1],))
+                chosen = graph.graph.call_function(product, (node.args[0], weight))
+            weight.meta["val"], chosen.meta["val"] = right.t(), node.meta["val"]
+            node.replace_all_uses_with(chosen)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
 
 
 def _product(left: th.Tensor, right: th.Tensor) -> Any:  # noqa: ANN401 - NotImplemented is how a decomposition declines

@@ -12,6 +12,8 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_simple_ddpg.speed import torch_private
+from sb3_simple_ddpg.speed.products import CLEARLY, WITH_A_COPY, by_onednn
 from sb3_simple_ddpg.speed.torch_private import is_listened_to as is_listened_to
 
 #: What PyTorch's and SB3's classes do. One whose `forward` is another by now has been changed in place.
@@ -200,8 +202,49 @@ def _linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.
     layout of a gradient by that of the value.
     """
     units, features = weight.shape
+    if inputs.dim() == 2 and by_onednn(len(inputs), features, units, CLEARLY) and _are_plain(inputs, weight, bias):
+        return _by_onednn(inputs, weight, bias)
     if not th.is_grad_enabled() or bias is None or inputs.dim() != 2 or not (1 < features < 32 and units >= 128):
         return F.linear(inputs, weight, bias)
     if inputs.requires_grad:
         inputs = inputs.t().contiguous().t()
     return th.addmm(bias, inputs, weight.t().contiguous())
+
+
+def _are_plain(*tensors: th.Tensor | None) -> bool:
+    """Numbers of float32 on the CPU, and no stand-ins for them, with which PyTorch records what is called."""
+    return all(
+        tensor is None
+        or (type(tensor) in (th.Tensor, nn.Parameter) and tensor.dtype is th.float32 and tensor.device.type == "cpu")
+        for tensor in tensors
+    )
+
+
+class _OneDNNLinear(th.autograd.Function):
+    """`F.linear`, each product of it and of its gradients by the library that is faster with it."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:  # noqa: ANN401 - PyTorch's
+        ctx.save_for_backward(inputs, weight)
+        assert torch_private.onednn_product is not None
+        return torch_private.onednn_product(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor | None, ...]:  # noqa: ANN401 - PyTorch's
+        (inputs, weight), (gradient,) = ctx.saved_tensors, gradients
+        batch, (units, features) = len(inputs), weight.shape
+        of_inputs = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            faster = by_onednn(batch, units, features, CLEARLY)
+            of_inputs = _by_onednn(gradient, weight.t()) if faster else gradient.mm(weight)
+        if ctx.needs_input_grad[1]:
+            faster = by_onednn(units, batch, features, WITH_A_COPY)
+            of_weight = _by_onednn(gradient.t(), inputs.t()) if faster else gradient.t().mm(inputs)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(0)
+        return of_inputs, of_weight, of_bias
+
+
+def _by_onednn(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    outputs: th.Tensor = _OneDNNLinear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]  # PyTorch's
+    return outputs

@@ -23,12 +23,19 @@ counts as listened to, and is called in PyTorch's own way:
 - the same in `torch.nn.modules.module`, with `_global` in front: hooked to all modules;
 - `Module._compiled_call_impl`: what `module.compile()` sets; `Module._wrapped_call_impl`: what `Module.__call__` is.
 
+oneDNN by its own name; where one is missing, MKL multiplies:
+- `torch.ops.mkldnn._linear_pointwise`, seen in 2.13;
+- within the compiler `register_lowering` in torch._inductor.lowering, `LinearUnary` and `_create_output_node` in
+  torch._inductor.mkldnn_ir, `FixedLayout` and `TensorBox` in torch._inductor.ir, seen in 2.13;
+- `torch._C._functorch.peek_interpreter_stack`, which tells whether `torch.func` is transforming, seen in 2.8 and 2.13.
+
 What a module consists of, seen in 2.8 and 2.13; where it is missing, `nn.Sequential` cannot work either:
 - `Module._modules`, `Module._parameters`.
 """
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch as th
@@ -50,8 +57,70 @@ fused_adamw_: Any = getattr(th, "_fused_adamw_", None)
 # What PyTorch's GradScaler uses: one pass over all tensors, times one, without waiting for the device.
 _check_and_unscale: Any = getattr(th, "_amp_foreach_non_finite_check_and_unscale_", None)
 
+_linear_pointwise: Any = getattr(th.ops.mkldnn, "_linear_pointwise", None)
+_peek_interpreter_stack: Any = getattr(getattr(th._C, "_functorch", None), "peek_interpreter_stack", None)
+
 # What guards the code that `torch.compile` makes.
 _Guards: Any = getattr(getattr(getattr(th._C, "_dynamo", None), "guards", None), "TensorGuards", None)
+
+
+def _onednn_product(left: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    """
+    :param left: shape (rows, inner)
+    :param weight: shape (columns, inner), in any order in memory
+    :param bias: shape (columns,)
+    :return: left weight' + bias, shape (rows, columns), without a gradient
+    """
+    product: th.Tensor = _linear_pointwise(left, weight, bias, "none", [], "")
+    return product
+
+
+#: None where PyTorch has none.
+onednn_product = _onednn_product if _linear_pointwise is not None and th._C._has_mkldnn else None
+
+
+@cache
+def product_in_compiled_code() -> Any:  # noqa: ANN401 - an operator
+    """
+    `onednn_product` without a bias as an operator for PyTorch's compiler, whose own one takes constant weights alone.
+
+    :return: the operator; None where a part of the compiler that it needs is missing
+    """
+    if onednn_product is None:
+        return None
+    try:
+        from torch._inductor.ir import FixedLayout, TensorBox
+        from torch._inductor.lowering import register_lowering
+        from torch._inductor.mkldnn_ir import LinearUnary, _create_output_node
+    except ImportError:
+        return None
+    # PyTorch's cache of compiled code goes by the name alone: another lowering needs another name.
+    _ours.define("product(Tensor left, Tensor weight) -> Tensor")
+    _ours.impl("product", onednn_product, "CPU")
+    th.library.register_fake(
+        "sb3_simple_ddpg::product", lambda left, weight: left.new_empty(len(left), len(weight)), lib=_ours
+    )
+    operator = th.ops.sb3_simple_ddpg.product.default
+
+    def lower(left: Any, weight: Any) -> Any:  # noqa: ANN401 - the compiler's own
+        left = LinearUnary.require_contiguous(LinearUnary.realize_input(left))
+        weight = LinearUnary.realize_input(weight)  # in any order
+        layout = FixedLayout(left.get_device(), left.get_dtype(), [left.get_size()[0], weight.get_size()[0]])
+        product = LinearUnary(layout, [left, weight], [None, "none", [-1], ""])
+        return TensorBox.create(_create_output_node(product))  # type: ignore[no-untyped-call]  # PyTorch's
+
+    register_lowering(operator, type_promotion_kind=None)(lower)
+    return operator
+
+
+_ours: Any = th.library.Library("sb3_simple_ddpg", "DEF")  # type: ignore[no-untyped-call]  # PyTorch's
+
+
+def transforms_are_at_work() -> bool:
+    """
+    :return: whether `torch.func` is transforming a function, or nobody can know
+    """
+    return _peek_interpreter_stack is None or _peek_interpreter_stack() is not None
 
 
 def copy_all(destinations: Sequence[th.Tensor], sources: Sequence[th.Tensor]) -> None:

@@ -29,7 +29,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sb3_simple_ddpg.benchmark import report
-from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, FLOOR, SB3, SBX, WorkerProcess
+from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, FLOOR, SB3, SB3_ONEDNN, SBX, WorkerProcess
 from sb3_simple_ddpg.speed.cores import usable_cores
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Workload:
     @property
     def competitors(self) -> tuple[str, ...]:
         """Who takes part; where nothing is updated, nothing is compiled."""
-        return (EAGER, SB3, SBX) if self.gradient_steps == 0 else (EAGER, COMPILED, SB3, SBX)
+        return (EAGER, SB3, SBX) if self.gradient_steps == 0 else (EAGER, COMPILED, SB3, SB3_ONEDNN, SBX)
 
     def obstacle(self) -> str | None:
         """
@@ -112,6 +112,7 @@ class Measurement:
     :param cached_compile_s: the same in a second process, which finds what the first one has compiled
     :param peak_mib: largest resident memory in MiB
     :param versions: of the libraries in its environment
+    :param products: which of them are not multiplied by MKL, as SimpleDDPG's log says it
     """
 
     repeats: list[dict[str, Any]] = field(default_factory=list)
@@ -120,6 +121,7 @@ class Measurement:
     cached_compile_s: float | None = None
     peak_mib: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    products: str = ""
 
     @property
     def rates(self) -> list[float]:
@@ -240,6 +242,7 @@ def measure(
                 answer = enter(name, folder if name == COMPILED and settings.compile_times else None)
                 results[name].compile_s = answer.get("compile_s")
                 results[name].versions = answer.get("versions", {})
+                results[name].products = answer.get("products", "")
             reference = SB3 if SB3 in workers else next(iter(workers), None)
             steps = settings.steps
             if steps is None and reference is not None:
@@ -336,7 +339,14 @@ def run_table(workloads: list[Workload], settings: Settings, folder: Path, conso
         # After each workload, so that a run that is stopped leaves what it has.
         _write_json(folder / "benchmark.json", settings, {"workloads": records, "skipped": skipped})
     lines = [line for title, competitors in rows.items() for line in report.cells(title, competitors)]
-    _tell("benchmark", report.COLUMNS, lines, _notes(settings, versions, skipped), folder, console)
+    notes = _notes(settings, versions, skipped)
+    notes += [
+        f"{title}, {name}: {row['products']}"
+        for title, competitors in rows.items()
+        for name, row in competitors.items()
+        if row["products"]
+    ]
+    _tell("benchmark", report.COLUMNS, lines, notes, folder, console)
     if rows:
         report.draw_table(rows, QUICK if settings.quick else None).savefig(folder / "benchmark.png", dpi=150)
 

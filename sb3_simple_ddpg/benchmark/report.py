@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, SB3, SBX
+from sb3_simple_ddpg.benchmark.worker import COMPILED, EAGER, SB3, SB3_ONEDNN, SBX
 from sb3_simple_ddpg.speed.cores import usable_cores
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _LOOKS = {
     EAGER: ("#7fb3e0", "//", "o"),
     COMPILED: ("#1f5f99", "", "s"),
     SB3: ("#bdbdbd", "", "D"),
+    SB3_ONEDNN: ("#e3e3e3", "xx", "v"),
     SBX: ("#e8b04a", "..", "^"),
 }
 COLUMNS = (

@@ -18,13 +18,16 @@ from statistics import median
 from typing import Any
 
 EAGER, COMPILED, SB3, SBX, FLOOR = "SimpleDDPG", "SimpleDDPG compiled", "SB3 DDPG", "SBX DDPG", "floor"
+#: SB3's with the other library for products, as a setting of PyTorch's gives it to a whole process.
+SB3_ONEDNN = "SB3 DDPG by oneDNN"
 
 
 class Competitor:
     """
     One algorithm on one workload; each public method is a command, and its result the answer.
 
-    :param job: the fields of `benchmark.Workload`, and `kind`: EAGER, COMPILED, SB3, SBX or FLOOR
+    :param job: the fields of `benchmark.Workload`, and `kind`: EAGER, COMPILED, SB3, SB3_ONEDNN, SBX or
+        FLOOR
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -38,14 +41,20 @@ class Competitor:
         """
         Build everything and warm up: the random steps, then updates, with the compile in one of them.
 
-        :return: seconds inside `train` beyond those of usual calls (None without updates), and versions
-        :raises RuntimeError: when nothing was compiled that should have been
+        :return: seconds inside `train` beyond those of usual calls (None without updates), versions, and what
+            SimpleDDPG says of the library that multiplies
+        :raises RuntimeError: when nothing was compiled that should have been, or oneDNN does not multiply in float32
         """
         import numpy as np
         import torch as th
 
         job = self.job
         th.set_num_threads(job["threads"])
+        if job["kind"] == SB3_ONEDNN:
+            th.set_float32_matmul_precision("medium")
+            left, right = th.randn(256, 256), th.randn(256, 256)
+            if float((left @ right - left.double() @ right.double()).abs().max()) > 1e-3:
+                raise RuntimeError("the setting that gives oneDNN to a whole process rounds to bfloat16 here")
         if job["kind"] == FLOOR and job["gradient_steps"] != 0:
             rows, widths = job["batch_size"], job["net_arch"]
             self.products = [_faster_product(rows, *pair) for pair in itertools.pairwise(widths)]
@@ -83,7 +92,8 @@ class Competitor:
                 raise RuntimeError(f"nothing was compiled: {'no update' if compiled is None else compiled.failure}")
         seconds = self.train_seconds
         compile_seconds = sum(seconds) - len(seconds) * median(seconds) if seconds else None
-        return {"compile_s": compile_seconds, "versions": _versions(job["kind"])}
+        said = self._said_of_products() if job["kind"] in (EAGER, COMPILED) else ""
+        return {"compile_s": compile_seconds, "versions": _versions(job["kind"]), "products": said}
 
     def measure(self, amount: int) -> dict[str, Any]:
         """
@@ -131,6 +141,14 @@ class Competitor:
             unit = 2**20 if sys.platform == "darwin" else 2**10
             return {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
 
+    def _said_of_products(self) -> str:
+        products = importlib.import_module("sb3_simple_ddpg.speed.products")
+        compiled = self.job["kind"] == COMPILED
+        said: str = products.prepare(
+            self.model, [], products.needed_in_compiled_code() if compiled else products.CLEARLY
+        )[1]
+        return said
+
     def _build(self) -> Any:  # noqa: ANN401 - one of three libraries' classes
         import numpy as np
         from stable_baselines3.common.noise import NormalActionNoise
@@ -141,7 +159,7 @@ class Competitor:
         arguments |= {"learning_rate": 1e-3, "policy_kwargs": policy_kwargs, "seed": 0, "device": "cpu"}
         zeros = np.zeros(self.env.action_space.shape or (1,))
         noise = NormalActionNoise(zeros, zeros + 0.1)
-        if kind == SB3:
+        if kind in (SB3, SB3_ONEDNN):
             from stable_baselines3 import DDPG
 
             return DDPG("MlpPolicy", self.env, action_noise=noise, **arguments)

@@ -259,14 +259,20 @@ def test_compiled_code_takes_it_on_amd_s_wide_units_unless_it_is_slower(
 
 def test_small_products_are_not_even_tried(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(products, "SMALLEST", 2_000_000)
-    monkeypatch.setattr(products, "_measured", lambda *_: pytest.fail("tried"))
-    assert not products.by_onednn(256, 64, 64, 0.0)
+    with monkeypatch.context() as no_probe:
+        no_probe.setattr(products, "_measured", lambda *_: pytest.fail("tried"))
+        assert not products.by_onednn(256, 64, 64, 0.0)
+    monkeypatch.setenv(products.VARIABLE, "onednn")  # whoever says so gets it for these too
+    assert products.by_onednn(256, 64, 64, 2.0)
+    assert not products.by_onednn(0, 64, 64, 2.0)
 
 
 def test_the_log_says_it_once_a_training(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     gains(monkeypatch, 1.75)
     model = make(SMALL, verbose=1)
-    expected = "14 of 14 large products are oneDNN's, in float32, 1.75 to 1.75 times as fast here as MKL's"
+    expected = (
+        "14 of 14 products that are large enough are oneDNN's, in float32, 1.75 to 1.75 times as fast here as MKL's"
+    )
     assert capsys.readouterr().out.count(expected) == 1
     monkeypatch.setenv(products.VARIABLE, "mkl")
     model.learn(80, reset_num_timesteps=False)

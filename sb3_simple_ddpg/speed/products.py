@@ -5,7 +5,7 @@ and who has chosen a precision, or turned oneDNN off, is obeyed.
 
 On AMD processors MKL leaves the widest units alone. Both have to compute in float32: each shape is multiplied by both
 before it is chosen, for the numbers and for the time. `SIMPLE_DDPG_PRODUCTS=mkl` (or `onednn`) in the environment says
-which one, without a look at the time.
+which one, without a look at time or size.
 """
 
 import math
@@ -57,10 +57,11 @@ def by_onednn(rows: int, inner: int, columns: int, needed: float) -> bool:
     :return: whether it is that fast here, in float32, and nobody has decided otherwise
     :raises ValueError: for a `SIMPLE_DDPG_PRODUCTS` that is neither
     """
-    if rows * inner * columns < SMALLEST:
+    size = rows * inner * columns
+    if size == 0 or (size < SMALLEST and VARIABLE not in os.environ):
         return False
     said = decided()
-    if said == "mkl":
+    if said == "mkl" or (said == "" and size < SMALLEST):
         return False
     gain = _gain((_processor(), th.get_num_threads(), rows, inner, columns))
     return gain > 0.0 if said == "onednn" else gain >= needed
@@ -108,14 +109,15 @@ def prepare(model: "Agent", known: Measured, needed: float) -> tuple[Measured, s
         _gains.setdefault((processor, threads, rows, inner, columns), gain)
     if decided() == "mkl" or model.device.type != "cpu":
         return [], ""
-    shapes = [shape for shape in dict.fromkeys(_shapes_of(model)) if math.prod(shape) >= SMALLEST]
+    smallest = SMALLEST if decided() == "" else 1
+    shapes = [shape for shape in dict.fromkeys(_shapes_of(model)) if math.prod(shape) >= smallest]
     here = _processor(), th.get_num_threads()
     gains = [((*here, *shape), _gain((*here, *shape))) for shape in shapes]
     taken = [gain for product, gain in gains if by_onednn(*product[2:], needed)]
     if not taken:
         return gains, ""
     return gains, (
-        f"{len(taken)} of {len(gains)} large products are oneDNN's, in float32, {min(taken):.2f} to {max(taken):.2f} "
+        f"{len(taken)} of {len(gains)} products that are large enough are oneDNN's, in float32, {min(taken):.2f} to {max(taken):.2f} "
         f"times as fast here as MKL's ({VARIABLE}=mkl turns it off)."
     )
 

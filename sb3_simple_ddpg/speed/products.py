@@ -117,8 +117,8 @@ def prepare(model: "Agent", known: Measured, needed: float) -> tuple[Measured, s
     if not taken:
         return gains, ""
     return gains, (
-        f"{len(taken)} of {len(gains)} products that are large enough are oneDNN's, in float32, {min(taken):.2f} to {max(taken):.2f} "
-        f"times as fast here as MKL's ({VARIABLE}=mkl turns it off)."
+        f"Products by oneDNN, in float32: {len(taken)} of the {len(gains)} that are large enough, {min(taken):.2f} to "
+        f"{max(taken):.2f} times as fast here as by MKL ({VARIABLE}=mkl turns it off)."
     )
 
 

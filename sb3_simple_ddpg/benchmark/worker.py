@@ -188,7 +188,7 @@ class WorkerProcess:
             flags += f" intra_op_parallelism_threads={job['threads']}"
             environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         if cache is not None:
-            environment["TORCHINDUCTOR_CACHE_DIR"] = cache
+            environment |= {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache}  # where PyTorch keeps prepared headers
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `close` closes it
         self._process = subprocess.Popen(
             [python, "-c", source],

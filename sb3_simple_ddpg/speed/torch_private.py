@@ -205,6 +205,8 @@ def compile_graph(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> Callable
     # The processor says which instructions it has. PyTorch would compile and load a program for each first.
     # A compiler that does not know them fails a little later, and the plain path goes on.
     options |= {"cpp.vec_isa_ok": True}
+    # To prepare PyTorch's headers for two kinds of files takes longer than to read them for the two files there are.
+    options |= {"cpp_cache_precompile_headers": False}
     with functorch_config.patch(enable_autograd_cache=False):  # it would keep the parts from being seen
         whole: Any = compile_fx(graph, inputs, inner_compile=compile_part, config_patches=options)
     # What PyTorch puts around the compiled code is for gradients and for inputs that share memory: we have neither.

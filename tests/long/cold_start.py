@@ -70,7 +70,7 @@ def solve(name: str, python: str, seed: int, timesteps: int) -> tuple[float, int
     """
     source = f"seed = {seed}\n{PROGRAMS[name]}\n{RUN.replace('{timesteps}', str(timesteps))}"
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache, "JAX_PLATFORMS": "cpu"}
         start = time.time()
         done = subprocess.run(
             [python, "-W", "ignore", "-c", source], env=environment, capture_output=True, text=True, check=True

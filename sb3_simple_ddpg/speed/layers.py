@@ -202,22 +202,15 @@ def _linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.
     layout of a gradient by that of the value.
     """
     units, features = weight.shape
-    if inputs.dim() == 2 and by_onednn(len(inputs), features, units, CLEARLY) and _are_plain(inputs, weight, bias):
+    # Stand-ins, with which PyTorch records what is called, can not be multiplied to see how long it takes.
+    plain = type(inputs) is th.Tensor and type(weight) is nn.Parameter and inputs.is_cpu and inputs.dim() == 2
+    if plain and inputs.dtype is weight.dtype is th.float32 and by_onednn(len(inputs), features, units, CLEARLY):
         return _by_onednn(inputs, weight, bias)
     if not th.is_grad_enabled() or bias is None or inputs.dim() != 2 or not (1 < features < 32 and units >= 128):
         return F.linear(inputs, weight, bias)
     if inputs.requires_grad:
         inputs = inputs.t().contiguous().t()
     return th.addmm(bias, inputs, weight.t().contiguous())
-
-
-def _are_plain(*tensors: th.Tensor | None) -> bool:
-    """Numbers of float32 on the CPU, and no stand-ins for them, with which PyTorch records what is called."""
-    return all(
-        tensor is None
-        or (type(tensor) in (th.Tensor, nn.Parameter) and tensor.dtype is th.float32 and tensor.device.type == "cpu")
-        for tensor in tensors
-    )
 
 
 class _OneDNNLinear(th.autograd.Function):

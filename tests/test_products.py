@@ -59,15 +59,34 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
+class Every(dict[tuple[int, int, int], float]):
+    """Every shape is in it."""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, shape: object) -> bool:
+        return 0 not in shape
+
+    def get(self, shape: object, default: float = 0.0) -> float:
+        return np.inf
+
+
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every product of every size is oneDNN's."""
+    """Every product of every size is oneDNN's, also of batches that nobody has announced."""
     monkeypatch.setenv(products.VARIABLE, "onednn")
+    monkeypatch.setattr(layers, "of_the_plain_path", Every)
 
 
 def gains(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
     """OneDNN is so many times as fast with everything."""
     monkeypatch.setattr(products, "_measured", lambda *_: gain)
+
+
+def announced(setting: Setting, algorithm: type[Any] = SimpleDDPG) -> Any:
+    """A model that knows the size of its batches when it begins to learn."""
+    return make(setting, algorithm, batch_size=setting.batch_size)
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -189,7 +208,7 @@ def test_a_library_that_rounds_to_bfloat16_is_not_taken(
     monkeypatch.setenv(products.VARIABLE, said)
     monkeypatch.setattr(torch_private, "onednn_product", bfloat16)
     assert products._measured(64, 64, 64) == 0.0
-    train(SMALL, make(SMALL))
+    train(SMALL, announced(SMALL))
     assert not called
 
 
@@ -208,7 +227,7 @@ def test_who_has_decided_is_obeyed_also_between_two_calls_of_train(
     decide: Callable[[], Callable[[], None]], called: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ):
     gains(monkeypatch, 2.0)
-    model = make(SMALL)
+    model = announced(SMALL)
     model.train(1, 32)
     assert called
     undo = decide()
@@ -226,21 +245,28 @@ def test_who_has_decided_is_obeyed_also_between_two_calls_of_train(
     assert not called
 
 
-@pytest.mark.parametrize(("gain", "layers_by_onednn", "gradients_of_weights"), [(1.2, 0, 0), (1.3, 1, 0), (1.6, 1, 1)])
+@pytest.mark.parametrize(
+    ("gain", "layers_by_onednn", "gradients_of_weights"), [(1.2, False, False), (1.3, True, False), (1.6, True, True)]
+)
 def test_the_plain_path_takes_it_where_it_is_clearly_faster(
     gain: float,
-    layers_by_onednn: int,
-    gradients_of_weights: int,
+    layers_by_onednn: bool,
+    gradients_of_weights: bool,
     called: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ):
     """A quarter faster for a layer; half as fast again for the gradient of its weight, which takes a copy."""
     gains(monkeypatch, gain)
-    network, inputs = DenseLayers(nn.Linear(7, 5)), th.randn(11, 7)
-    with FastGradients():
-        network(inputs).sum().backward()
-    assert called.count((11, 7, 5)) == layers_by_onednn
-    assert called.count((5, 11, 7)) == gradients_of_weights
+    train(SMALL, announced(SMALL))
+    assert ((32, 16, 16) in called) is layers_by_onednn
+    assert ((16, 32, 16) in called) is gradients_of_weights
+
+
+def test_train_tries_nothing_itself(called: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch):
+    model = announced(SMALL)
+    monkeypatch.setattr(products, "_measured", lambda *_: pytest.fail("tried"))
+    model.train(1, 33)
+    assert not [shape for shape in called if 33 in shape]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_simple_ddpg.speed import torch_private
-from sb3_simple_ddpg.speed.products import CLEARLY, WITH_A_COPY, by_onednn
+from sb3_simple_ddpg.speed.products import WITH_A_COPY, of_the_plain_path
 from sb3_simple_ddpg.speed.torch_private import is_listened_to as is_listened_to
 
 #: What PyTorch's and SB3's classes do. One whose `forward` is another by now has been changed in place.
@@ -24,6 +24,8 @@ class _Here(threading.local):
     """Of each thread."""
 
     gradients_follow = False
+    #: Products that oneDNN makes sooner, and how many times: (rows, inner) times (inner, columns).
+    onednn: dict[tuple[int, int, int], float] = {}  # noqa: RUF012 - another one takes its place, nobody writes into it
 
 
 _here = _Here()
@@ -31,16 +33,16 @@ _here = _Here()
 
 class FastGradients:
     """
-    Inside, linear layers are laid out so that gradients are fast. Elsewhere they are PyTorch's own, which whoever
-    traces or exports a network gets to see.
+    Inside, linear layers are laid out so that gradients are fast, and multiplied by the library that is faster with
+    them. Elsewhere they are PyTorch's own, which whoever traces or exports a network gets to see.
     """
 
     def __enter__(self) -> None:
-        self._before = _here.gradients_follow
-        _here.gradients_follow = True
+        self._before = _here.gradients_follow, _here.onednn
+        _here.gradients_follow, _here.onednn = True, of_the_plain_path()
 
     def __exit__(self, *error: object) -> None:
-        _here.gradients_follow = self._before
+        _here.gradients_follow, _here.onednn = self._before
 
 
 class DenseLayers(nn.Sequential):
@@ -202,15 +204,25 @@ def _linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.
     layout of a gradient by that of the value.
     """
     units, features = weight.shape
-    # Stand-ins, with which PyTorch records what is called, can not be multiplied to see how long it takes.
-    plain = type(inputs) is th.Tensor and type(weight) is nn.Parameter and inputs.is_cpu and inputs.dim() == 2
-    if plain and inputs.dtype is weight.dtype is th.float32 and by_onednn(len(inputs), features, units, CLEARLY):
+    if _here.onednn and inputs.dim() == 2 and _is_onednn_s((inputs.shape[0], features, units), inputs, weight):
         return _by_onednn(inputs, weight, bias)
     if not th.is_grad_enabled() or bias is None or inputs.dim() != 2 or not (1 < features < 32 and units >= 128):
         return F.linear(inputs, weight, bias)
     if inputs.requires_grad:
         inputs = inputs.t().contiguous().t()
     return th.addmm(bias, inputs, weight.t().contiguous())
+
+
+def _is_onednn_s(shape: tuple[int, int, int], inputs: th.Tensor, weight: th.Tensor) -> bool:
+    return (
+        shape in _here.onednn
+        and inputs.is_cpu
+        and inputs.dtype is weight.dtype is th.float32
+        # Stand-ins, with which PyTorch records what is called, are recorded as PyTorch's own layers.
+        and type(inputs) is th.Tensor
+        and not th.is_autocast_enabled("cpu")
+        and not torch_private.transforms_are_at_work()
+    )
 
 
 class _OneDNNLinear(th.autograd.Function):
@@ -225,13 +237,13 @@ class _OneDNNLinear(th.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor | None, ...]:  # noqa: ANN401 - PyTorch's
         (inputs, weight), (gradient,) = ctx.saved_tensors, gradients
-        batch, (units, features) = len(inputs), weight.shape
+        (batch, features), units = inputs.shape, weight.shape[0]
         of_inputs = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            faster = by_onednn(batch, units, features, CLEARLY)
+            faster = (batch, units, features) in _here.onednn
             of_inputs = _by_onednn(gradient, weight.t()) if faster else gradient.mm(weight)
         if ctx.needs_input_grad[1]:
-            faster = by_onednn(units, batch, features, WITH_A_COPY)
+            faster = _here.onednn.get((units, batch, features), 0.0) >= WITH_A_COPY
             of_weight = _by_onednn(gradient.t(), inputs.t()) if faster else gradient.t().mm(inputs)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(0)

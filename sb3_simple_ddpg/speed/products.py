@@ -23,7 +23,9 @@ from sb3_simple_ddpg.speed import torch_private
 if TYPE_CHECKING:
     from sb3_simple_ddpg.sb3.agent import Agent
 
-#: The processor, the number of threads, then (rows, inner) times (inner, columns).
+#: (rows, inner) times (inner, columns).
+Shape: TypeAlias = tuple[int, int, int]
+#: The processor, the number of threads, then a shape.
 Product: TypeAlias = tuple[str, int, int, int, int]
 #: Products and how many times as fast oneDNN is; after they were in a file, with lists in the place of tuples.
 Measured: TypeAlias = list[tuple[Product, float]]
@@ -65,6 +67,24 @@ def by_onednn(rows: int, inner: int, columns: int, needed: float) -> bool:
         return False
     gain = _gain((_processor(), th.get_num_threads(), rows, inner, columns))
     return gain > 0.0 if said == "onednn" else gain >= needed
+
+
+def of_the_plain_path() -> dict[Shape, float]:
+    """
+    Looked up at each call of `train`: nothing is tried here.
+
+    :return: products that are oneDNN's there, with how many times as fast it is
+    """
+    if not _gains:
+        return {}
+    said = decided()
+    needed = {"mkl": math.inf, "onednn": 1e-9, "": CLEARLY}[said]
+    here = _processor(), th.get_num_threads()
+    return {
+        product[2:]: math.inf if said == "onednn" else gain
+        for product, gain in _gains.items()
+        if gain >= needed and product[:2] == here
+    }
 
 
 def needed_in_compiled_code() -> float:
@@ -122,7 +142,7 @@ def prepare(model: "Agent", known: Measured, needed: float) -> tuple[Measured, s
     )
 
 
-def _shapes_of(model: "Agent") -> Iterable[tuple[int, int, int]]:
+def _shapes_of(model: "Agent") -> Iterable[Shape]:
     """Of each dense layer its product, and those of the gradients of what it takes in and of its weight."""
     for network in (model.actor, model.critic):
         for weight in network.parameters():

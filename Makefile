@@ -9,7 +9,7 @@ OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 OLDEST_GYMNASIUM := $(shell sed -n 's/.*"gymnasium\[classic-control\]>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-fast test-long coverage sb3-suite check-sb3-repo test-sb3-versions test-sb3-oldest test-sb3-newest test-oldest
-.PHONY: gpu-check crash-test fuzz soak docs notebooks agents study tuned play
+.PHONY: gpu-check crash-test fuzz soak docs notebooks agents study study-mujoco tuned play
 .PHONY: lint format typecheck benchmark dist clean
 
 demo: $(VENV)/installed-core
@@ -59,6 +59,10 @@ soak: $(VENV)/installed-dev
 # Run what is missing of the study in docs/study, some hours on one core, and write its tables.
 study: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python docs/study/run.py --jobs 2
+
+# The same for docs/mujoco, some days on two cores. It may be stopped at any time. What to run: OPTIONS="--rounds ...".
+study-mujoco: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python docs/mujoco/run.py --jobs 2 $(OPTIONS)
 
 # Run what is missing of the searches in docs/tune, an hour on two cores that do nothing else, and write what they found.
 tuned: $(VENV)/installed-dev

@@ -1,0 +1,157 @@
+"""The study in docs/mujoco: it goes on where it was stopped, and its page says what the records say.
+
+Not here: the formulas (`test_statistics.py`) and the runs (`test_experiment.py`).
+"""
+
+import importlib.util
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from sb3_simple_ddpg.experiment import engines
+from sb3_simple_ddpg.experiment.worker import execute_or_explain
+
+FOLDER = Path(__file__).parent.parent / "docs" / "mujoco"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mujoco_run", FOLDER / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mujoco_run", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def small(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Two tasks of Pendulum, two arms, one of them on one task alone, two seeds: six runs of 150 timesteps."""
+    arms = {
+        "default": study.Arm(("policy_kwargs.net_arch=[8]",)),
+        "ddpg": study.Arm(
+            ("policy_kwargs.net_arch=[8]", "action_noise=0.1"), None, "stable_baselines3:DDPG", ("Pendulum-v1",)
+        ),
+    }
+    tasks = "Pendulum-v1", "sb3_simple_ddpg.scaled_pendulum:SimpleDDPG/PendulumScaled-v1"
+    monkeypatch.setattr(study, "ROUNDS", {"final": study.Round(tasks, arms, ("ddpg",), 150, 75, seeds=2)})
+    monkeypatch.setattr(study, "EVAL_EPISODES", 1)
+    monkeypatch.setattr(engines.LocalEngine, "run", lambda _, job: execute_or_explain(cloudpickle.dumps(job)))
+    return study
+
+
+def call(study: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> int:
+    """The program, with its records in that folder."""
+    monkeypatch.setattr(study, "HERE", folder)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--jobs", "1", "--work", str(folder / "work"), *options])
+    return study.main()
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "work" not in path.parts}
+
+
+def without_seconds(folder: Path) -> dict[str, str]:
+    return {path.name: re.sub(r",[^,\n]*$", "", path.read_text(), flags=re.MULTILINE) for path in folder.rglob("*.csv")}
+
+
+def test_the_page_is_what_the_records_say(study):
+    assert (FOLDER / "summary.md").read_text("utf-8") == study.page()
+
+
+def test_a_stopped_study_goes_on_and_ends_with_the_same_records(small, tmp_path, monkeypatch, capsys):
+    assert call(small, monkeypatch, tmp_path / "at-once") == 0
+    begun = []
+    run = engines.LocalEngine.run
+
+    def stopped_at_the_fourth(engine, job):
+        begun.append(job.key)
+        if len(begun) == 4:
+            raise KeyboardInterrupt
+        return run(engine, job)
+
+    monkeypatch.setattr(engines.LocalEngine, "run", stopped_at_the_fourth)
+    assert call(small, monkeypatch, tmp_path / "stopped") == 1
+    kept = sum(len(small.lines_of(path)) for path in (tmp_path / "stopped").rglob("*.csv"))
+    assert kept == 9  # three runs, each evaluated at 0, 75 and 150
+    assert call(small, monkeypatch, tmp_path / "stopped") == 0
+    assert len(begun) == 7  # six, and the one that was stopped
+    assert len(set(begun)) == 6
+    # The first seed of everything comes before the second of anything.
+    assert [seed for _, _, seed in begun] == [0, 0, 0, 1, 1, 1, 1]
+    assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "at-once")
+
+
+def test_finished_records_are_left_as_they_are(small, tmp_path, monkeypatch, capsys):
+    assert call(small, monkeypatch, tmp_path, "--tasks", "Pendulum-v1") == 0
+    before = everything(tmp_path)
+    assert set(before) == {"Pendulum-v1.csv", "settings.json", "curves.png", "summary.md"}
+    monkeypatch.setattr(engines.LocalEngine, "run", lambda *_: pytest.fail("what is finished was run again"))
+    assert call(small, monkeypatch, tmp_path, "--tasks", "Pendulum-v1") == 0
+    assert everything(tmp_path) == before
+
+
+def test_a_run_that_fails_has_no_record_and_is_tried_again(small, tmp_path, monkeypatch, capsys):
+    run = engines.LocalEngine.run
+
+    def failing(engine, job):
+        return {"error": "out of memory"} if job.key == ("default", "Pendulum-v1", 0) else run(engine, job)
+
+    only = "--tasks", "Pendulum-v1", "--seeds", "0"
+    monkeypatch.setattr(engines.LocalEngine, "run", failing)
+    assert call(small, monkeypatch, tmp_path, *only) == 1
+    assert "FAILED: default on Pendulum-v1, seed 0.\nout of memory" in capsys.readouterr().out
+    assert [line.partition(",")[0] for line in small.lines_of(tmp_path / "final" / "Pendulum-v1.csv")] == ["ddpg"] * 3
+    monkeypatch.setattr(engines.LocalEngine, "run", run)
+    assert call(small, monkeypatch, tmp_path, *only) == 0
+    names = [line.partition(",")[0] for line in small.lines_of(tmp_path / "final" / "Pendulum-v1.csv")]
+    assert names == ["ddpg"] * 3 + ["default"] * 3
+
+
+def test_other_settings_under_the_same_name_are_refused_before_any_run(small, tmp_path, monkeypatch, capsys):
+    assert call(small, monkeypatch, tmp_path, "--seeds", "0", "--arms", "default") == 0
+    arms = small.ROUNDS["final"].arms
+    monkeypatch.setitem(arms, "default", replace(arms["default"], settings=("gamma=0.9",)))
+    monkeypatch.setattr(engines.LocalEngine, "run", lambda *_: pytest.fail("a run began"))
+    with pytest.raises(ValueError, match=r"The records of default .*'gamma': 0\.9.*a name of its own"):
+        call(small, monkeypatch, tmp_path, "--arms", "default")
+
+
+def test_the_table_says_last_and_best_and_who_ends_above_whom(study, tmp_path, monkeypatch):
+    arms = {"default": study.Arm(), "ddpg": study.Arm()}
+    monkeypatch.setattr(study, "HERE", tmp_path)
+    monkeypatch.setattr(study, "ROUNDS", {"final": study.Round(("Hopper-v5",), arms, ("ddpg",), 20, 10, seeds=3)})
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "settings.json").write_text(json.dumps({name: {"algorithm": "a:B"} for name in arms}))
+    # By seed and timestep. default ends at 30 and 10, its best are 50 and 20; ddpg ends at 20, its only run.
+    rows = ["default,0,0,5,0", "default,0,10,50,1", "default,0,20,30,2", "default,1,0,20,0", "default,1,20,10,2"]
+    (tmp_path / "final" / "Hopper-v5.csv").write_text(
+        "\n".join([",".join(study.COLUMNS), *rows, "ddpg,0,0,1,0", "ddpg,0,20,20,2"]) + "\n"
+    )
+    records = study.records_of("final")
+    np.testing.assert_array_equal(study.scores(records, "Hopper-v5", "default"), [30, 10])
+    np.testing.assert_array_equal(study.scores(records, "Hopper-v5", "default", best=True), [50, 20])
+    page = study.page()
+    assert re.search(r"\| Hopper-v5 \| default \| 2 of 3 \| 20\.0 \(\S+ to \S+\) \| 35\.0 \(\S+ to \S+\) \|  \|", page)
+    assert "| Hopper-v5 | ddpg | 1 of 3 | 20.0 | 20.0 |  |" in page  # one run has no interval and beats nobody
+    with (tmp_path / "final" / "Hopper-v5.csv").open("a") as file:
+        file.write("ddpg,1,0,1,0\nddpg,1,20,5,2\n")
+    # 30 is above 20 and 5, 10 above 5 alone: three of four.
+    assert "| 0.75 (" in study.page()
+
+
+def test_every_arm_of_the_study_can_be_built(study):
+    for name, of_round in study.ROUNDS.items():
+        for arm in of_round.arms:
+            task = (of_round.arms[arm].tasks or of_round.tasks)[0]
+            job = study.Run(name, task, arm, of_round.first_seed).job()
+            assert job.timesteps % of_round.eval_every == 0
+            assert job.algorithm.name == arm

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -670,6 +671,36 @@ def test_an_evaluation_that_is_no_number_fails_its_run():
     job = Job(chosen, SMALL, "TestNoNumber-v0", 0, 20, 20, 1)
     with pytest.raises(FloatingPointError, match="timestep 0 gave the returns"):
         execute(job)
+
+
+@pytest.mark.parametrize("stopped_at", [20, 50])  # before the first checkpoint; after the second
+def test_a_run_with_checkpoints_that_was_stopped_ends_like_one_that_was_not(stopped_at: int, tmp_path):
+    evaluated = []
+
+    def stop_once(seed, evaluation):
+        evaluated.append(evaluation[0])
+        if evaluated.count(stopped_at) == 1 and evaluation[0] == stopped_at:
+            raise KeyboardInterrupt
+        return True
+
+    chosen = algorithms.find_algorithms(["simple_ddpg"])[0]
+    arguments = {**SMALL, "normalize_observations": True, "action_noise": ColoredNoise(0.3), "n_steps": 3}
+    job = Job(chosen, arguments, BANDIT, 0, 60, 10, 3, after_evaluation=stop_once, checkpoint_every=20)
+    with pytest.raises(KeyboardInterrupt):
+        execute(replace(job, checkpoints=tmp_path / "stopped"))
+    found = execute(replace(job, checkpoints=tmp_path / "stopped"))
+    # Timestep 0 is not asked after. What was evaluated after the checkpoint at 40 is evaluated again.
+    assert evaluated == {20: [10, 20, 10, 20, 30, 40, 50, 60], 50: [10, 20, 30, 40, 50, 50, 60]}[stopped_at]
+    expected = execute(replace(job, checkpoints=tmp_path / "at-once", after_evaluation=None))
+    for name, seconds in (("episodes", 2), ("evaluations", 1)):
+        without = [[[*each[:seconds], *each[seconds + 1 :]] for each in record[name]] for record in (found, expected)]
+        assert without[0] == without[1]
+    times = [each[1] for each in found["evaluations"]]
+    assert len(times) == 7
+    assert times == sorted(times)
+    # Finished, but stopped before anybody had its record: nothing is left to be trained.
+    again = execute(replace(job, checkpoints=tmp_path / "at-once", after_evaluation=None))
+    assert again["evaluations"] == expected["evaluations"]
 
 
 def test_without_ray_the_error_says_how_to_install_it(monkeypatch):

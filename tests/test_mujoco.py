@@ -15,7 +15,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from sb3_simple_ddpg.experiment import engines
+from sb3_simple_ddpg.experiment import engines, worker
 from sb3_simple_ddpg.experiment.worker import execute_or_explain
 
 FOLDER = Path(__file__).parent.parent / "docs" / "mujoco"
@@ -99,6 +99,30 @@ def test_finished_records_are_left_as_they_are(small, tmp_path, monkeypatch, cap
     assert everything(tmp_path) == before
 
 
+def test_a_long_run_goes_on_from_its_checkpoint_which_goes_when_it_has_ended(small, tmp_path, monkeypatch, capsys):
+    rounds = {"final": replace(small.ROUNDS["final"], checkpoint_every=75)}
+    monkeypatch.setattr(small, "ROUNDS", rounds)
+    only = "--tasks", "Pendulum-v1", "--arms", "default", "--seeds", "0"
+    assert call(small, monkeypatch, tmp_path / "at-once", *only) == 0
+    play, evaluated = worker.runs.play, []
+
+    def stopped_at_150(model, env, episodes):
+        evaluated.append(model.num_timesteps)
+        if len(evaluated) == 3:
+            raise KeyboardInterrupt
+        return play(model, env, episodes)
+
+    monkeypatch.setattr(worker.runs, "play", stopped_at_150)
+    monkeypatch.setattr(engines.LocalEngine, "run", lambda _, job: worker.execute(job))
+    assert call(small, monkeypatch, tmp_path / "stopped", *only) == 1
+    folder = tmp_path / "stopped" / "work" / "final-Pendulum-v1-default-0"
+    assert (folder / "step_75").is_dir()
+    assert call(small, monkeypatch, tmp_path / "stopped", *only) == 0
+    assert evaluated == [0, 75, 150, 150]
+    assert not folder.exists()
+    assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "at-once")
+
+
 def test_a_run_that_fails_has_no_record_and_is_tried_again(small, tmp_path, monkeypatch, capsys):
     run = engines.LocalEngine.run
 
@@ -148,10 +172,11 @@ def test_the_table_says_last_and_best_and_who_ends_above_whom(study, tmp_path, m
     assert "| 0.75 (" in study.page()
 
 
-def test_every_arm_of_the_study_can_be_built(study):
+def test_every_arm_of_the_study_can_be_built(study, tmp_path):
     for name, of_round in study.ROUNDS.items():
         for arm in of_round.arms:
             task = (of_round.arms[arm].tasks or of_round.tasks)[0]
-            job = study.Run(name, task, arm, of_round.first_seed).job()
+            job = study.Run(name, task, arm, of_round.first_seed).job(tmp_path)
             assert job.timesteps % of_round.eval_every == 0
+            assert of_round.checkpoint_every % of_round.eval_every == 0
             assert job.algorithm.name == arm

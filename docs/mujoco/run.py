@@ -4,11 +4,12 @@ Not here: a run, an evaluation or a formula of its own. Each run is a `Job` of `
 of its own; what is said over several comes from `experiment/statistics.py`.
 
 A record is the evaluations of one finished run, a few lines of `<round>/<task>.csv`. Whoever stops this program loses
-the runs that are under way, and no record.
+no record, and of the runs that are under way what came after their last checkpoints.
 """
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -65,6 +66,8 @@ class Round:
     :param eval_every: timesteps between two evaluations
     :param seeds: number of seeds
     :param first_seed: fresh ones for each round that decides something
+    :param checkpoint_every: timesteps between two checkpoints, for runs of hours, of SimpleDDPG alone; 0: none, a run
+        that is stopped begins anew. An episode ends at each checkpoint
     """
 
     tasks: tuple[str, ...]
@@ -74,6 +77,7 @@ class Round:
     eval_every: int
     seeds: int
     first_seed: int = 0
+    checkpoint_every: int = 0
 
 
 EVAL_EPISODES: Final = 10
@@ -98,6 +102,8 @@ SEVEN: Final = (
 
 ROUNDS: Final = {
     "final-100k": Round(SEVEN, FINAL, ("ddpg", "default"), 100_000, 5_000, seeds=10),
+    # Once the rest stands, and about an hour and a half each.
+    "final-1m": Round(SEVEN[:3], THE_BEST, (), 1_000_000, 10_000, seeds=5, checkpoint_every=50_000),
 }
 
 
@@ -122,17 +128,27 @@ class Run:
         """The file that its record belongs to."""
         return HERE / self.round / f"{self.task}.csv"
 
-    def job(self) -> Job:
+    def job(self, work: Path) -> Job:
         """
+        :param work: folder of what is not finished
         :return: what a process is to do
         :raises ValueError: for settings that its algorithm does not have
         """
         of_round, arm = ROUNDS[self.round], ROUNDS[self.round].arms[self.arm]
         algorithms = find_algorithms({self.arm: arm.algorithm})
         arguments = settings_from(algorithms, arm.settings, [arm.preset] if arm.preset else (), self.task)[self.arm]
+        every = of_round.checkpoint_every
         return Job(
-            algorithms[0], arguments, self.task, self.seed, of_round.timesteps, of_round.eval_every, EVAL_EPISODES
-        )
+            algorithms[0], arguments, self.task, self.seed, of_round.timesteps, of_round.eval_every, EVAL_EPISODES,
+            checkpoints=self.checkpoints(work) if every else None, checkpoint_every=every,
+        )  # fmt: skip
+
+    def checkpoints(self, work: Path) -> Path:
+        """
+        :param work: folder of what is not finished
+        :return: the folder of this run's checkpoints
+        """
+        return work.absolute() / f"{self.round}-{self.task}-{self.arm}-{self.seed}"
 
 
 def planned() -> list[Run]:
@@ -179,17 +195,18 @@ def save(run: Run, record: dict[str, Any]) -> None:
     experiment_folder.write_whole(run.path, "\n".join([",".join(COLUMNS), *lines]) + "\n")
 
 
-def check_settings(todo: Iterable[Run]) -> None:
+def check_settings(todo: Sequence[Run], work: Path) -> None:
     """
     Note what the arms run with, before the first of their runs; later ones must have the same.
 
     :param todo: runs to be done
+    :param work: folder of what is not finished
     :raises ValueError: when an arm has other settings than those that its records were made with
     """
     for name, arm in dict.fromkeys((run.round, run.arm) for run in todo):
         path = HERE / name / SETTINGS
         stored = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        job = next(run for run in todo if (run.round, run.arm) == (name, arm)).job()
+        job = next(run for run in todo if (run.round, run.arm) == (name, arm)).job(work)
         now = {
             "algorithm": job.algorithm.path, **job.arguments, "timesteps": job.timesteps, "eval_every": job.eval_every,
             "eval_episodes": job.eval_episodes,
@@ -203,21 +220,23 @@ def check_settings(todo: Iterable[Run]) -> None:
         experiment_folder.write_whole(path, json.dumps(dict(sorted({**stored, arm: now}.items())), indent=1) + "\n")
 
 
-def execute(todo: Sequence[Run], jobs: int) -> int:
+def execute(todo: Sequence[Run], work: Path, jobs: int) -> int:
     """
     :param todo: runs of one round, to be done in this order
+    :param work: folder of what is not finished
     :param jobs: number of runs at a time
     :return: number of runs that failed; they have no record, so the next call tries them again
     """
     by_key = {(run.arm, run.task, run.seed): run for run in todo}
     failed = 0
-    running = run_all([run.job() for run in todo], LocalEngine(jobs), lambda job: say(f"Begun: {job.title}."))
+    running = run_all([run.job(work) for run in todo], LocalEngine(jobs), lambda job: say(f"Begun: {job.title}."))
     for number, (job, record) in enumerate(running, 1):
         if "error" in record:
             failed += 1
             say(f"FAILED: {job.title}.\n{record['error']}")
             continue
         save(by_key[job.key], record)
+        shutil.rmtree(by_key[job.key].checkpoints(work), ignore_errors=True)
         (HERE / "summary.md").write_text(page(), "utf-8")
         last = np.mean(record["evaluations"][-1][2])
         say(f"{number} of {len(todo)}: {job.title}: {last:.1f}, {record['wall_time_s']:.0f} s of training.")
@@ -419,9 +438,9 @@ def main() -> int:
     try:
         if todo:
             with experiment_folder.locked(given.work):
-                check_settings(todo)
+                check_settings(todo, given.work)
                 for name in dict.fromkeys(run.round for run in todo):
-                    failed += execute([run for run in todo if run.round == name], given.jobs)
+                    failed += execute([run for run in todo if run.round == name], given.work, given.jobs)
     except KeyboardInterrupt:
         say("Stopped; the same command goes on.")
         failed += 1

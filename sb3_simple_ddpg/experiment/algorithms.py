@@ -8,6 +8,7 @@ import copy
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import gymnasium as gym
@@ -281,9 +282,23 @@ def build(
             given["action_noise"] = make_action_noise(noise, shape, 1)
         elif isinstance(noise, LinearSchedule):
             raise TypeError(f"action_noise={noise} is for SimpleDDPG alone: give a number such as 0.1.")
-    vec_env = VecNormalize(DummyVecEnv([lambda: Monitor(env)]), norm_reward=False) if normalize else env
-    model: BaseAlgorithm = algorithm.cls(env=vec_env, seed=seed, **given)
+    model: BaseAlgorithm = algorithm.cls(env=_normalized(env) if normalize else env, seed=seed, **given)
     return model
+
+
+def resume(env: gym.Env[Any, Any], arguments: Mapping[str, Any], checkpoints: Path) -> SimpleDDPG:
+    """
+    :param env: one environment, as it was given to `build`
+    :param arguments: as they were given to `build`
+    :param checkpoints: folder of `ExactCheckpointCallback`
+    :return: the SimpleDDPG of the newest checkpoint, to go on with `learn(n, reset_num_timesteps=False)`
+    :raises CheckpointError: when there is no checkpoint
+    """
+    return SimpleDDPG.resume(checkpoints, _normalized(env) if take_normalize(dict(arguments)) else env)
+
+
+def _normalized(env: gym.Env[Any, Any]) -> VecNormalize:
+    return VecNormalize(DummyVecEnv([lambda: Monitor(env)]), norm_reward=False)
 
 
 def take_normalize(arguments: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 Not here: which runs there are (`experiment.py`) and who starts the processes (`engines.py`).
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -20,20 +21,27 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
+from sb3_simple_ddpg.checkpoint.buffer import CheckpointError
+from sb3_simple_ddpg.checkpoint.folder import ExactCheckpointCallback
 from sb3_simple_ddpg.experiment import runs
-from sb3_simple_ddpg.experiment.algorithms import Algorithm, build
+from sb3_simple_ddpg.experiment.algorithms import Algorithm, build, resume
+from sb3_simple_ddpg.experiment.folder import write_whole
 from sb3_simple_ddpg.speed.torch_private import end_compile_workers
 
 #: Seeds of evaluation environments begin here, far from those of training; ten thousand for each run.
 EVALUATION_SEEDS = 10_000_000
 
 JOB, RESULT = "job.pkl", "result.json"
+#: Beside the checkpoints of a run: what its record will hold, so far.
+NOTED = "noted.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,9 @@ class Job:
     :param env_kwargs: arguments of the environment
     :param after_evaluation: called where the run is done, with its seed and each evaluation as the record has it; False
         ends the run there. It travels to the run's process, so it must be pickled
+    :param checkpoints: folder of this run alone, for SimpleDDPG: a run that was stopped goes on from the newest
+        checkpoint there, exactly; None: it begins anew
+    :param checkpoint_every: timesteps between two of them, a multiple of `eval_every`
     """
 
     algorithm: Algorithm
@@ -64,6 +75,8 @@ class Job:
     threads: int = 1
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     after_evaluation: Callable[[int, list[Any]], bool] | None = None
+    checkpoints: Path | None = None
+    checkpoint_every: int = 0
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -94,11 +107,17 @@ def execute(job: Job) -> dict[str, Any]:
     env = settings.make_one()
     observer = _Observer(job, eval_env)
     try:
-        model = build(job.algorithm, env, job.arguments, job.seed)
+        model = _begin(job, env)
         if model.get_vec_normalize_env() is not None:
             observer.eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
         observer.begun = _now()
-        model.learn(job.timesteps, observer)
+        observer.go_on(model.num_timesteps)
+        callbacks: list[BaseCallback] = [observer]
+        if job.checkpoints is not None:
+            callbacks.append(ExactCheckpointCallback(job.checkpoints, job.checkpoint_every, keep_last=1))
+        if model.num_timesteps < job.timesteps:
+            left = job.timesteps - model.num_timesteps
+            model.learn(left, callbacks, reset_num_timesteps=model.num_timesteps == 0)
         wall_time_s = observer.clock()[0]
         end_compile_workers()  # of which the processor's time is known when they have ended
         cpu_time_s = observer.clock()[1]
@@ -122,6 +141,13 @@ def execute(job: Job) -> dict[str, Any]:
     }
 
 
+def _begin(job: Job, env: gym.Env[Any, Any]) -> BaseAlgorithm:
+    if job.checkpoints is not None:
+        with contextlib.suppress(CheckpointError):  # it was stopped before there was one
+            return resume(env, job.arguments, job.checkpoints)
+    return build(job.algorithm, env, job.arguments, job.seed)
+
+
 class _Observer(BaseCallback):
     """Notes the return of each training episode, and stops the clock while it evaluates."""
 
@@ -137,8 +163,19 @@ class _Observer(BaseCallback):
         """Seconds of training until now, on the wall's clock and on the processor's."""
         return _now() - self.begun - self.evaluation_s
 
+    def go_on(self, timestep: int) -> None:
+        """Take up what was noted until a checkpoint at that timestep, which a run that begins anew has none of."""
+        if timestep:
+            assert self.job.checkpoints is not None
+            noted = json.loads((self.job.checkpoints / NOTED).read_text("utf-8"))
+            self.episodes, self.evaluations = (
+                [each for each in noted[name] if each[0] <= timestep] for name in ("episodes", "evaluations")
+            )
+            self.begun = self.begun - self.evaluations[-1][1]  # the processor's are not noted: one thread has as many
+
     def _on_training_start(self) -> None:
-        self._evaluate(0)
+        if not self.evaluations:
+            self._evaluate(0)
 
     def _on_step(self) -> bool:
         timestep = self.num_timesteps
@@ -167,6 +204,9 @@ class _Observer(BaseCallback):
         if not np.isfinite(returns).all():
             raise FloatingPointError(f"An evaluation at timestep {timestep} gave the returns {returns}.")
         self.evaluations.append([timestep, training_s, [*returns], returns.success_rate])
+        if self.job.checkpoints is not None:
+            noted = {"episodes": self.episodes, "evaluations": self.evaluations}
+            write_whole(self.job.checkpoints / NOTED, json.dumps(noted))
         self.evaluation_s += _now() - begin
 
 

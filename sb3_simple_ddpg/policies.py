@@ -20,12 +20,12 @@ from stable_baselines3.common.torch_layers import (
     CombinedExtractor,
     FlattenExtractor,
     NatureCNN,
-    create_mlp,
     get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_simple_ddpg.blocks import DENSE, Layers, ResidualBlock, kinds_of, make_layers
 from sb3_simple_ddpg.safety.checks import check_actions, check_optimizer_kwargs, plain_net_arch
 from sb3_simple_ddpg.speed.layers import DenseLayers, LayersOfNow, call, only_flattens
 from sb3_simple_ddpg.speed.optimizers import FusedAdam, FusedAdamW, FusedSGD
@@ -44,7 +44,10 @@ class Actor(BasePolicy):
     :param features_dim: length of that vector
     :param activation_fn: between the layers
     :param normalize_images: divide images by 255
+    :param layers: their kind, see `blocks.py`
     """
+
+    layer_kind: str = DENSE
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Actor(BasePolicy):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
+        layers: str = DENSE,
     ) -> None:
         super().__init__(
             observation_space,
@@ -66,10 +70,10 @@ class Actor(BasePolicy):
         self.net_arch = net_arch
         self.features_dim = features_dim
         self.activation_fn = activation_fn
+        self.layer_kind = layers
         # Linear, ReLU, Linear, ReLU, ..., Linear, tanh. DenseLayers is nn.Sequential with fewer calls.
-        self.mu = DenseLayers(
-            *create_mlp(features_dim, get_action_dim(action_space), net_arch, activation_fn, squash_output=True)
-        )
+        outputs = get_action_dim(action_space)
+        self.mu = DenseLayers(*make_layers(layers, features_dim, outputs, net_arch, activation_fn, squash_output=True))
 
     def forward(self, observations: PyTorchObs) -> th.Tensor:
         """
@@ -101,6 +105,7 @@ class Actor(BasePolicy):
             "features_dim": self.features_dim,
             "activation_fn": self.activation_fn,
             "features_extractor": self.features_extractor,
+            "layers": self.layer_kind,
         }
 
 
@@ -117,11 +122,13 @@ class Critic(BaseModel):
     :param normalize_images: divide images by 255
     :param share_features_extractor: the extractor is the actor's and learns from the actor's loss alone
     :param n_critics: SB3's argument; must be 1
+    :param layers: their kind, see `blocks.py`
     :raises ValueError: for another number of critics
     """
 
     #: SB3's name.
     n_critics: ClassVar[int] = 1
+    layer_kind: str = DENSE
     features_extractor: BaseFeaturesExtractor
 
     def __init__(
@@ -135,6 +142,7 @@ class Critic(BaseModel):
         normalize_images: bool = True,
         share_features_extractor: bool = False,
         n_critics: int = 1,
+        layers: str = DENSE,
     ) -> None:
         _check_n_critics(n_critics)
         super().__init__(
@@ -144,8 +152,10 @@ class Critic(BaseModel):
         self.features_dim = features_dim
         self.activation_fn = activation_fn
         self.share_features_extractor = share_features_extractor
+        self.layer_kind = layers
         # Linear, ReLU, ..., Linear. SB3 calls its first critic qf0: a weight file of one library fits the other.
-        self.qf0 = DenseLayers(*create_mlp(features_dim + get_action_dim(action_space), 1, net_arch, activation_fn))
+        inputs = features_dim + get_action_dim(action_space)
+        self.qf0 = DenseLayers(*make_layers(layers, inputs, 1, net_arch, activation_fn))
 
     def forward(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
@@ -186,6 +196,7 @@ class Critic(BaseModel):
             "activation_fn": self.activation_fn,
             "features_extractor": self.features_extractor,
             "share_features_extractor": self.share_features_extractor,
+            "layers": self.layer_kind,
         }
 
 
@@ -237,7 +248,9 @@ class DDPGPolicy(BasePolicy):
     :param share_features_extractor: actor and critic use one extractor, trained by the actor's loss
     :param last_layer_init: x: weights and biases of both last layers start in U(-x, x), 3e-3 in the paper;
         None: PyTorch's default
-    :raises ValueError: for another number of critics than one, or a negative `last_layer_init`
+    :param layers: "dense" is DDPG; "layer_norm", "residual", or `dict(pi=..., qf=...)` where they differ: `blocks.py`
+    :raises ValueError: for another number of critics than one, a negative `last_layer_init`, or an unknown kind of
+        layers
     """
 
     #: What `features_extractor_class=None` means: the only difference between the three policies.
@@ -265,8 +278,10 @@ class DDPGPolicy(BasePolicy):
         n_critics: int = 1,
         share_features_extractor: bool = False,
         last_layer_init: float | None = None,
+        layers: Layers = DENSE,
     ) -> None:
         _check_n_critics(n_critics)
+        of_actor, of_critic = kinds_of(layers)
         if last_layer_init is not None and not last_layer_init >= 0:
             raise ValueError(f"last_layer_init must be None or at least 0, got {last_layer_init}: 3e-3 for example.")
         super().__init__(
@@ -289,6 +304,7 @@ class DDPGPolicy(BasePolicy):
         check_optimizer_kwargs("critic_optimizer_kwargs", self.critic_optimizer_kwargs)
         self.share_features_extractor = share_features_extractor
         self.last_layer_init = last_layer_init
+        self.layers = layers
         # SB3's names, for subclasses with networks of their own.
         self.net_args = {
             "observation_space": observation_space,
@@ -304,6 +320,9 @@ class DDPGPolicy(BasePolicy):
             "n_critics": n_critics,
             "share_features_extractor": share_features_extractor,
         }
+        # Networks of the user's own, with SB3's arguments, get only what was asked for.
+        for kwargs, kind in ((self.actor_kwargs, of_actor), (self.critic_kwargs, of_critic)):
+            kwargs |= {} if kind == DENSE else {"layers": kind}
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -449,7 +468,7 @@ class DDPGPolicy(BasePolicy):
     def _layers_of_now(self) -> LayersOfNow:
         layers, modules = self._layers, self._modules
         if layers is None or not layers.are_those_of(modules.get("actor"), modules.get("critic")):
-            layers = self._layers = LayersOfNow(self.actor, self.critic, _NETWORKS)
+            layers = self._layers = LayersOfNow(self.actor, self.critic, _WITHOUT_MODES)
         return layers
 
     def __getstate__(self) -> dict[str, Any]:
@@ -471,10 +490,13 @@ class DDPGPolicy(BasePolicy):
             "features_extractor_kwargs": self.features_extractor_kwargs,
             "share_features_extractor": self.share_features_extractor,
             "last_layer_init": self.last_layer_init,
+            "layers": self.layers,
         }
 
 
 _NETWORKS: frozenset[type[nn.Module]] = frozenset({Actor, Critic})
+#: Classes of this package that do the same in training and in evaluation.
+_WITHOUT_MODES = _NETWORKS | {ResidualBlock}
 _EXTRACT_FEATURES = BaseModel.extract_features
 
 

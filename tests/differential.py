@@ -131,6 +131,15 @@ def drawn_settings(draw: st.DrawFn, for_sb3: bool = False) -> Setting:
         arguments["max_grad_norm"] = draw(st.sampled_from([None, None, None, 0.1, 10.0]))
         arguments["on_non_finite"] = draw(st.sampled_from(["stop", "skip"]))
         policy_kwargs["last_layer_init"] = draw(st.sampled_from([None, None, 3e-3]))
+        kinds = [
+            "dense",
+            "dense",
+            "layer_norm",
+            "residual",
+            {"qf": "layer_norm"},
+            {"pi": "layer_norm", "qf": "residual"},
+        ]
+        policy_kwargs["layers"] = draw(st.sampled_from(kinds))
         policy_kwargs["critic_optimizer_kwargs"] = draw(st.sampled_from([{}, {}, {"weight_decay": 0.03}]))
         frozen = draw(st.sampled_from([(), (), (), ("actor.0.weight",), ("critic.0",), ("critic.-1.bias",)]))
     return Setting(

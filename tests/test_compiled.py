@@ -100,6 +100,8 @@ def train_both(compiled_calls: list[str]) -> Callable[..., int]:
     ("env", "settings"),
     [
         ("Pendulum-v1", {"policy_kwargs": {"net_arch": [16, 16]}}),
+        ("Pendulum-v1", {"policy_kwargs": {"net_arch": [16, 16], "layers": {"qf": "layer_norm"}, **LARGE_EPS}}),
+        ("Pendulum-v1", {"policy_kwargs": {"net_arch": [16, 32], "layers": "residual", **LARGE_EPS}}),
         ("Pendulum-v1", {}),
         (
             "Pendulum-v1",

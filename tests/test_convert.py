@@ -520,6 +520,7 @@ def test_other_noise_without_schedule_is_converted(noise: Any) -> None:
             {"critic_optimizer_kwargs": {"weight_decay": 0.01}},
             "critic_optimizer_kwargs, got {'weight_decay': 0.01}",
         ),
+        ({}, {"layers": {"qf": "layer_norm"}}, "no layers, got {'qf': 'layer_norm'}: go on in SimpleDDPG"),
         ({"action_noise": LinearSchedule(0.4, 0.1, 1.0)}, {}, "LinearSchedule.*set model.action_noise = 0.4"),
     ],
 )
@@ -530,7 +531,10 @@ def test_to_sb3_refuses_what_sb3_lacks(settings: dict[str, Any], policy_kwargs: 
 
 
 def test_to_sb3_drops_what_matters_only_at_construction() -> None:
-    kwargs = {"last_layer_init": 3e-3, "critic_optimizer_kwargs": {}, "features_extractor_class": None, "n_critics": 1}
+    kwargs = {
+        "last_layer_init": 3e-3, "critic_optimizer_kwargs": {}, "features_extractor_class": None, "n_critics": 1,
+        "layers": {"pi": "dense"},
+    }  # fmt: skip
     ours = Case("MultiInputPolicy", lambda: Swing("dict"), policy_kwargs=kwargs).model(SimpleDDPG)
     theirs = ours.to_sb3()
     assert theirs.policy_kwargs == {"net_arch": [12], "n_critics": 1}

@@ -29,6 +29,7 @@ from stable_baselines3.common.utils import ConstantSchedule, check_for_correct_s
 from stable_baselines3.ddpg import DDPG
 from stable_baselines3.her import HerReplayBuffer
 
+from sb3_simple_ddpg.blocks import DENSE, kinds_of
 from sb3_simple_ddpg.checkpoint.sb3_files import SavedAgent, old_defaults, read_agent
 from sb3_simple_ddpg.exploration import GaussianNoise, make_action_noise
 from sb3_simple_ddpg.safety import checks
@@ -130,14 +131,16 @@ def to_sb3(model: Agent) -> DDPG:
 
     :param model: the agent; it stays as it was
     :return: the same agent as SB3's DDPG; no random stream has moved and nothing was seeded
-    :raises ValueError: for what SB3's DDPG lacks: a learning rate or optimizer arguments of the critic's own, a
-        gradient norm limit, a noise schedule, a policy class of the user's own
+    :raises ValueError: for what SB3's DDPG lacks: a learning rate or optimizer arguments of the critic's own, layers
+        that are not dense, a gradient norm limit, a noise schedule, a policy class of the user's own
     """
     policy_kwargs = {key: value for key, value in model.policy_kwargs.items() if key != "last_layer_init"}
+    layers = policy_kwargs.pop("layers", DENSE)
     for name, value in (
         ("critic_learning_rate", model.critic_learning_rate),
         ("max_grad_norm", model.max_grad_norm),
         ("critic_optimizer_kwargs", policy_kwargs.pop("critic_optimizer_kwargs", None) or None),
+        ("layers", layers if set(kinds_of(layers)) != {DENSE} else None),
     ):
         if value is not None:
             raise ValueError(f"SB3's DDPG has no {name}, got {value}: go on in SimpleDDPG, or train without it.")

@@ -26,6 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sb3_simple_ddpg.blocks import DENSE, ResidualBlock
+from sb3_simple_ddpg.blocks import KINDS as KINDS_OF_LAYERS
 from sb3_simple_ddpg.export import source as export
 from sb3_simple_ddpg.export.source import OBSERVATION, Array, Input, RawPolicy, Source
 from sb3_simple_ddpg.policies import Actor
@@ -105,8 +107,8 @@ def build(source: Source) -> bytes:
         if layers.get(name) != known.get(name):
             raise ValueError(
                 f"save_policy has no words for {name or 'the actor'} {layers.get(name, 'missing')}, only for "
-                f"FlattenExtractor, NatureCNN, CombinedExtractor, dense layers with {', '.join(ACTIVATIONS)}: use "
-                "export_onnx, which takes any layer."
+                f"FlattenExtractor, NatureCNN, CombinedExtractor, dense layers with {', '.join(ACTIVATIONS)}, and what "
+                "blocks.py makes of them: use export_onnx, which takes any layer."
             )
 
     tensors = {"action.low": policy.action_space.low, "action.high": policy.action_space.high}
@@ -206,9 +208,10 @@ def _describe(policy: RawPolicy, source: dict[str, Any]) -> dict[str, Any]:
             "cnn": int(extractor.features_dim) if isinstance(extractor, NatureCNN) else 0,
         }
         parts.append(described)
-    layers = list(actor.mu.children())
-    hidden = [int(layer.out_features) for layer in layers if isinstance(layer, nn.Linear)][:-1]
-    activation = type(layers[1]).__name__ if hidden else ""
+    # The hidden layers of a kind, and the first of what lies between them: whatever does not fit is found by `_layers`.
+    hidden = [_units(layer) for layer in actor.mu.children() if isinstance(layer, nn.Linear | ResidualBlock)][:-1]
+    between = [type(layer).__name__ for layer in actor.mu.modules() if not isinstance(layer, _NO_ACTIVATIONS)]
+    activation = between[0] if hidden else ""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -216,10 +219,19 @@ def _describe(policy: RawPolicy, source: dict[str, Any]) -> dict[str, Any]:
         "is_dict": policy.is_dict,
         "hidden": hidden,
         "activation": activation if activation in ACTIVATIONS else "ReLU",
+        # Files of dense layers are those of earlier versions.
+        **({} if actor.layer_kind == DENSE else {"layers": actor.layer_kind}),
         "action_shape": list(policy.low.shape),
         "action_dtype": str(actor.action_space.dtype),
         "source": source,
     }
+
+
+_NO_ACTIVATIONS = (nn.Sequential, nn.Linear, nn.LayerNorm, ResidualBlock)
+
+
+def _units(layer: nn.Linear | ResidualBlock) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.units
 
 
 def _without_weights(description: dict[str, Any], inputs: tuple[Input, ...], action_space: spaces.Box) -> Actor:
@@ -227,6 +239,8 @@ def _without_weights(description: dict[str, Any], inputs: tuple[Input, ...], act
     hidden = description["hidden"]
     _demand(len(hidden) < MAX_LAYERS and all(units > 0 for units in hidden), f"hidden layers {hidden!s:.200}")
     _demand(len(inputs) > 0, "no observation")
+    layers = description.get("layers", DENSE)
+    _demand(layers in KINDS_OF_LAYERS, f"layers {layers!s:.200}")
     seen: dict[str, Any] = {}
     for part in inputs:
         _demand(part.name not in seen, "two observations of one name")
@@ -252,6 +266,7 @@ def _without_weights(description: dict[str, Any], inputs: tuple[Input, ...], act
             extractor.features_dim,
             ACTIVATIONS.get(description["activation"], nn.ReLU),
             normalize_images=any(part["divide_by_255"] for part in description["parts"]),
+            layers=layers,
         ).eval()
 
 

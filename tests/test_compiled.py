@@ -139,7 +139,18 @@ def train_both(compiled_calls: list[str]) -> Callable[..., int]:
             marks=pytest.mark.long,  # images of 64 x 64
         ),
     ],
-    ids=["adam-default-eps", "adam", "adamw", "clipped", "n-step", "normalized", "cnn", "dict"],
+    ids=[
+        "adam-default-eps",
+        "layer-norm",
+        "residual",
+        "adam",
+        "adamw",
+        "clipped",
+        "n-step",
+        "normalized",
+        "cnn",
+        "dict",
+    ],
 )
 def test_compiled_updates_give_the_plain_path_s_weights(env: Any, settings: dict[str, Any], train_both):
     plain, fast = make_pair(env, **settings)

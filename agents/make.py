@@ -46,16 +46,27 @@ class Agent:
     :param env_id: name of the environment
     :param timesteps: of training
     :param options: of `simple-ddpg train`
+    :param seed: of training; that of a run in docs/mujoco gives the agent of that run
     """
 
     env_id: str
     timesteps: int
     options: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def command(self) -> list[str]:
         """What trains it, but for the folder."""
-        return ["train", "--env", self.env_id, "--timesteps", str(self.timesteps), "--seed", "0", *self.options]
+        return [
+            "train",
+            "--env",
+            self.env_id,
+            "--timesteps",
+            str(self.timesteps),
+            "--seed",
+            str(self.seed),
+            *self.options,
+        ]
 
 
 SMALL: Final = ("--set", "policy_kwargs.net_arch=[64,64]", "compile_updates=True")

@@ -14,8 +14,11 @@ from types import ModuleType
 import cloudpickle
 import numpy as np
 import pytest
+import torch as th
 
-from sb3_simple_ddpg.experiment import engines, worker
+from sb3_simple_ddpg.command_line import cli
+from sb3_simple_ddpg.experiment import engines, runs, worker
+from sb3_simple_ddpg.experiment.algorithms import find_algorithms
 from sb3_simple_ddpg.experiment.worker import execute_or_explain
 
 FOLDER = Path(__file__).parent.parent / "docs" / "mujoco"
@@ -166,10 +169,59 @@ def test_the_table_says_last_and_best_and_who_ends_above_whom(study, tmp_path, m
     page = study.page()
     assert re.search(r"\| Hopper-v5 \| default \| 2 of 3 \| 20\.0 \(\S+ to \S+\) \| 35\.0 \(\S+ to \S+\) \|  \|", page)
     assert "| Hopper-v5 | ddpg | 1 of 3 | 20.0 | 20.0 |  |" in page  # one run has no interval and beats nobody
+    assert study.median_seed(records, "Hopper-v5", "default") == 1  # of 30 and 10 the lower one
     with (tmp_path / "final" / "Hopper-v5.csv").open("a") as file:
-        file.write("ddpg,1,0,1,0\nddpg,1,20,5,2\n")
-    # 30 is above 20 and 5, 10 above 5 alone: three of four.
-    assert "| 0.75 (" in study.page()
+        file.write("ddpg,1,0,1,0\nddpg,1,20,5,2\nddpg,2,20,90,2\n")
+    # 30 is above 20 and 5, 10 above 5 alone: three of six.
+    assert "| 0.50 (" in study.page()
+    assert study.median_seed(study.records_of("final"), "Hopper-v5", "ddpg") == 0
+
+
+def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, monkeypatch):
+    arms = {"base": study.Arm(), "good": study.Arm(), "bad": study.Arm()}
+    of_round = study.Round(("Hopper-v5", "Ant-v5"), arms, (), 20, 10, seeds=2, base="base")
+    monkeypatch.setattr(study, "HERE", tmp_path)
+    monkeypatch.setattr(study, "ROUNDS", {"screening": of_round})
+    (tmp_path / "screening").mkdir()
+    # Hopper: untrained actors get 10, the best mean is good's 110. base ends at 60: 0.5. good ends at 1, bad at 0.
+    # Ant: untrained 0, the best mean is base's 40. good ends at 20: 0.5. bad has not run there.
+    rows = {
+        "Hopper-v5": [
+            "bad,0,0,10",
+            "bad,0,20,10",
+            "base,0,0,10",
+            "base,0,20,50",
+            "base,1,0,10",
+            "base,1,20,70",
+            "good,0,0,10",
+            "good,0,20,110",
+        ],
+        "Ant-v5": ["base,0,0,0", "base,0,20,40", "good,0,0,0", "good,0,20,20"],
+    }
+    for task, lines in rows.items():
+        text = "\n".join([",".join(study.COLUMNS), *(f"{line},0" for line in lines)])
+        (tmp_path / "screening" / f"{task}.csv").write_text(f"{text}\n")
+    found = study.screening_table("screening", study.records_of("screening"))
+    assert "| base | 60.0 (50.0 to 70.0) | 40.0 |  |  |" in found
+    # (1 - 0.5 + 0.5 - 1) / 2 = 0; straight lines from 0: the areas are half of that.
+    assert "| good | 110.0 | 20.0 | +0.00 | +0.00 |" in found
+    # Hopper alone: 0 - 0.5, and half of it.
+    assert "| bad | 10.0 |  | -0.50 | -0.25 |" in found
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_train_with_the_seed_of_a_record_gives_the_agent_of_that_record(normalize, tmp_path, monkeypatch, capsys):
+    models, begin = [], worker._begin
+    monkeypatch.setattr(worker, "_begin", lambda *given: models.append(begin(*given)) or models[0])
+    arguments = {"policy_kwargs": {"net_arch": [16]}, "normalize_observations": normalize}
+    worker.execute(worker.Job(find_algorithms(["simple_ddpg"])[0], arguments, "Pendulum-v1", 5, 400, 100, 3))
+    command = ["train", "--env", "Pendulum-v1", "--preset", "default", "--timesteps", "400", "--seed", "5"]
+    others = ["--eval-episodes", "0", "--no-progress", "--out", str(tmp_path / "run")]
+    settings = ["policy_kwargs.net_arch=[16]", f"normalize_observations={normalize}"]
+    assert cli.main([*command, *others, "--set", *settings]) == 0
+    of_record, of_train = (each.policy.state_dict() for each in (models[0], runs.load_run(tmp_path / "run")))
+    assert models[0]._n_updates == 300
+    assert [name for name in of_record if not th.equal(of_record[name], of_train[name])] == []
 
 
 def test_every_arm_of_the_study_can_be_built(study, tmp_path):

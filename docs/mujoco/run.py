@@ -68,6 +68,7 @@ class Round:
     :param first_seed: fresh ones for each round that decides something
     :param checkpoint_every: timesteps between two checkpoints, for runs of hours, of SimpleDDPG alone; 0: none, a run
         that is stopped begins anew. An episode ends at each checkpoint
+    :param base: in a screening, the arm that the others change; few seeds have a table of their own
     """
 
     tasks: tuple[str, ...]
@@ -78,6 +79,7 @@ class Round:
     seeds: int
     first_seed: int = 0
     checkpoint_every: int = 0
+    base: str | None = None
 
 
 EVAL_EPISODES: Final = 10
@@ -100,11 +102,34 @@ SEVEN: Final = (
     "InvertedDoublePendulum-v5",
 )  # fmt: skip
 
+#: One change each of the base, and what SimBa is beside its layers; then what helped, together.
+BASE: Final = (FAST, "policy_kwargs.net_arch=[256,256]")
+DECAY: Final = ("policy_kwargs.optimizer_class=AdamW", "policy_kwargs.optimizer_kwargs.weight_decay=1e-2")
+CHANGES: Final[dict[str, tuple[str, ...]]] = {
+    "base": (),
+    "norm-critic": ("policy_kwargs.layers.qf=layer_norm",),
+    "norm-both": ("policy_kwargs.layers=layer_norm",),
+    "residual-critic": ("policy_kwargs.layers.qf=residual",),
+    "residual-both": ("policy_kwargs.layers=residual",),
+    "decay": DECAY,
+    "normalized": ("normalize_observations=True",),
+    "n-steps-3": ("n_steps=3",),
+    "slow-actor": ("learning_rate=3e-4", "critic_learning_rate=1e-3"),
+    "pink": ("action_noise=ColoredNoise(sigma=0.1)",),
+    "simba": ("policy_kwargs.layers=residual", *DECAY, "normalize_observations=True"),
+}
+#: None of them in the final rounds.
+FOUR: Final = ("Pusher-v5", "LunarLanderContinuous-v3", "Swimmer-v5", "BipedalWalker-v3")
+
 ROUNDS: Final = {
+    "screening": Round(
+        FOUR, {name: Arm((*BASE, *changes)) for name, changes in CHANGES.items()}, (), 25_000, 2_500, seeds=2,
+        first_seed=1_000, base="base",
+    ),
     "final-100k": Round(SEVEN, FINAL, ("ddpg", "default"), 100_000, 5_000, seeds=10),
     # Once the rest stands, and about an hour and a half each.
     "final-1m": Round(SEVEN[:3], THE_BEST, (), 1_000_000, 10_000, seeds=5, checkpoint_every=50_000),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -277,6 +302,18 @@ def scores(records: pd.DataFrame, task: str, arm: str, best: bool = False) -> Ar
     return np.array(of_run.max() if best else of_run.last(), float)
 
 
+def median_seed(records: pd.DataFrame, task: str, arm: str) -> int:
+    """
+    :param records: of a round
+    :param task: name of the environment
+    :param arm: its name
+    :return: seed of the run in the middle by its last evaluation, the lower one of two
+    """
+    own = records[(records.env_id == task) & (records.algorithm == arm)].sort_values(["seed", "timestep"])
+    by_return = own.groupby("seed").mean_return.last().sort_values(kind="stable")
+    return int(by_return.index[(len(by_return) - 1) // 2])
+
+
 def with_interval(returns: Array) -> str:
     """
     :param returns: one for each run
@@ -338,7 +375,51 @@ def table(name: str, records: pd.DataFrame) -> str:
                     f"- Over {', '.join(shared)}: a run of `{arm}` ends above one of `{other}` with probability "
                     f"{against(records, shared, arm, other)}."
                 )
+    for arm in THE_BEST.keys() & set(records.algorithm):
+        seeds = [
+            f"{task} {median_seed(records, task, arm)}" for task in of_round.tasks if len(scores(records, task, arm))
+        ]
+        sentences.append(f"- Seeds of the runs of `{arm}` in the middle: {', '.join(seeds)}.")
     return "\n\n".join([markdown(heads, rows, []).strip(), "\n".join(sentences)]).strip()
+
+
+def screening_table(name: str, records: pd.DataFrame) -> str:
+    """
+    :param name: of a round with a base
+    :param records: its evaluations
+    :return: a row for each arm: its last evaluations on each task, and how far it is from the base over all tasks that
+        both have, at the end and in the mean over training
+    """
+    of_round, base = ROUNDS[name], ROUNDS[name].base or ""
+    normal: dict[tuple[str, str], Array] = {}  # by task and arm: last evaluation and area
+    cells: dict[tuple[str, str], str] = {}
+    for task in of_round.tasks:
+        of_task = records[records.env_id == task]
+        last = {arm: scores(records, task, arm) for arm in of_round.arms if arm in set(of_task.algorithm)}
+        low = of_task[of_task.timestep == 0].mean_return.mean()
+        high = max((values.mean() for values in last.values()), default=low)
+        for arm, values in last.items():
+            digits = runs.digits_of(values)
+            spread = f" ({values.min():z,.{digits}f} to {values.max():z,.{digits}f})" if len(values) > 1 else ""
+            cells[task, arm] = f"{values.mean():z,.{digits}f}{spread}"
+            curves = of_task[of_task.algorithm == arm].sort_values("timestep").groupby("seed")
+            areas = [statistics.area_under_curve(curve.timestep, curve.mean_return) for _, curve in curves]
+            if low < high:
+                normalised = [statistics.normalise(each, low, high).mean() for each in (values, areas)]
+                normal[task, arm] = np.array(normalised)
+    rows = []
+    for arm in [each for each in of_round.arms if each in set(records.algorithm)]:
+        shared = [task for task in of_round.tasks if {(task, arm), (task, base)} <= normal.keys()]
+        gains = np.array([normal[task, arm] - normal[task, base] for task in shared])
+        said = ["", ""] if arm == base or not shared else [f"{gain:+.2f}" for gain in gains.mean(0)]
+        rows.append([arm, *(cells.get((task, arm), "") for task in of_round.tasks), *said])
+    heads = ("change", *of_round.tasks, f"last, from {base}", f"area, from {base}")
+    return f"{markdown(heads, rows, []).strip()}\n\n{SCREENED}"
+
+
+SCREENED: Final = """Cells: the mean of the last evaluations (lowest to highest run). The last two columns are means
+over tasks of normalised returns: 0 is what untrained actors get, 1 the best mean of the task. *Area* is the mean return
+over training. There is no interval: so few seeds show what is large, and nothing else."""
 
 
 #: Published results of plain DDPG, with what they are; a cell may be empty. "a / b" are two figures that the row's
@@ -369,11 +450,13 @@ def page() -> str:
     for name, of_round in ROUNDS.items():
         records = records_of(name)
         if len(records):
+            make_table = table if of_round.base is None else screening_table
+            picture = [f"![learning curves]({name}/{CURVES})"] if of_round.base is None else []
             parts += [
                 f"## {name}",
                 f"{of_round.timesteps:,} timesteps, evaluated before training and every {of_round.eval_every:,}; "
                 f"{of_round.seeds} seeds from {of_round.first_seed} when all is done.",
-                table(name, records), f"![learning curves]({name}/{CURVES})", arms_of(name),
+                make_table(name, records), *picture, arms_of(name),
             ]  # fmt: skip
     parts += [
         "## Published results of plain DDPG",
@@ -444,8 +527,8 @@ def main() -> int:
     except KeyboardInterrupt:
         say("Stopped; the same command goes on.")
         failed += 1
-    for name in ROUNDS:
-        if len(records_of(name)):
+    for name, of_round in ROUNDS.items():
+        if of_round.base is None and len(records_of(name)):
             draw(name)
     (HERE / "summary.md").write_text(page(), "utf-8")
     return min(failed, 1)

@@ -18,7 +18,7 @@ import torch as th
 
 from sb3_simple_ddpg.command_line import cli
 from sb3_simple_ddpg.experiment import engines, runs, worker
-from sb3_simple_ddpg.experiment.algorithms import find_algorithms
+from sb3_simple_ddpg.experiment.algorithms import effective_settings, find_algorithms
 from sb3_simple_ddpg.experiment.worker import execute_or_explain
 
 FOLDER = Path(__file__).parent.parent / "docs" / "mujoco"
@@ -232,3 +232,4 @@ def test_every_arm_of_the_study_can_be_built(study, tmp_path):
             assert job.timesteps % of_round.eval_every == 0
             assert of_round.checkpoint_every % of_round.eval_every == 0
             assert job.algorithm.name == arm
+            assert effective_settings(job.algorithm, task, job.arguments)["policy"] == "MlpPolicy"  # it is built

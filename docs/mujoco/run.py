@@ -104,20 +104,24 @@ SEVEN: Final = (
 
 #: One change each of the base, and what SimBa is beside its layers; then what helped, together.
 BASE: Final = (FAST, "policy_kwargs.net_arch=[256,256]")
+#: 128 numbers go through a block of 256 units: as many multiplications as between two layers of 256.
+RESIDUAL: Final = ("policy_kwargs.layers=residual", "policy_kwargs.net_arch=[128,256]")
 DECAY: Final = ("policy_kwargs.optimizer_class=AdamW", "policy_kwargs.optimizer_kwargs.weight_decay=1e-2")
 CHANGES: Final[dict[str, tuple[str, ...]]] = {
     "base": (),
     "norm-critic": ("policy_kwargs.layers.qf=layer_norm",),
     "norm-both": ("policy_kwargs.layers=layer_norm",),
-    "residual-critic": ("policy_kwargs.layers.qf=residual",),
-    "residual-both": ("policy_kwargs.layers=residual",),
+    "residual-critic": (
+        "policy_kwargs.layers.qf=residual", "policy_kwargs.net_arch={'pi': [256, 256], 'qf': [128, 256]}",
+    ),
+    "residual-both": RESIDUAL,
     "decay": DECAY,
     "normalized": ("normalize_observations=True",),
     "n-steps-3": ("n_steps=3",),
     "slow-actor": ("learning_rate=3e-4", "critic_learning_rate=1e-3"),
     "pink": ("action_noise=ColoredNoise(sigma=0.1)",),
-    "simba": ("policy_kwargs.layers=residual", *DECAY, "normalize_observations=True"),
-}
+    "simba": (*RESIDUAL, *DECAY, "normalize_observations=True"),
+}  # fmt: skip
 #: None of them in the final rounds.
 FOUR: Final = ("Pusher-v5", "LunarLanderContinuous-v3", "Swimmer-v5", "BipedalWalker-v3")
 

@@ -131,5 +131,6 @@ def draw_table(results: dict[str, dict[str, dict[str, Any]]], title: str | None 
     cost.set_xlim(-0.6, len(results) - 0.4)
     titles = [re.sub(r", (?!\d+\])", ",\n", name) for name in results]  # not inside [64, 64]
     cost.set_xticks(range(len(results)), titles, size=8)
-    speed.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16), frameon=False)
+    columns = max(1, min(len(names), max(3, len(results))))
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)
     return figure

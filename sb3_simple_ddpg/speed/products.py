@@ -136,9 +136,10 @@ def prepare(model: "Agent", known: Measured, needed: float) -> tuple[Measured, s
     taken = [gain for product, gain in gains if by_onednn(*product[2:], needed)]
     if not taken:
         return gains, ""
+    times = " to ".join(dict.fromkeys(f"{gain:.2f}" for gain in (min(taken), max(taken))))
     return gains, (
-        f"Products by oneDNN, in float32: {len(taken)} of the {len(gains)} that are large enough, {min(taken):.2f} to "
-        f"{max(taken):.2f} times as fast here as by MKL ({VARIABLE}=mkl turns it off)."
+        f"Products by oneDNN, in float32: {len(taken)} of the {len(gains)} that are large enough, {times} times as "
+        f"fast here as by MKL ({VARIABLE}=mkl turns it off)."
     )
 
 

@@ -201,12 +201,17 @@ def bfloat16(left: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) 
     return (left.bfloat16() @ weight.t().bfloat16()).float()
 
 
+def without_a_way(*_: th.Tensor) -> th.Tensor:
+    raise RuntimeError("could not create a primitive")
+
+
 @pytest.mark.parametrize("said", ["", "onednn"])
-def test_a_library_that_rounds_to_bfloat16_is_not_taken(
-    said: str, called: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("product", [bfloat16, without_a_way])
+def test_a_library_that_rounds_to_bfloat16_or_fails_is_not_taken(
+    said: str, product: Any, called: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(products.VARIABLE, said)
-    monkeypatch.setattr(torch_private, "onednn_product", bfloat16)
+    monkeypatch.setattr(torch_private, "onednn_product", product)
     assert products._measured(64, 64, 64) == 0.0
     train(SMALL, announced(SMALL))
     assert not called

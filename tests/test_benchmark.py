@@ -262,7 +262,8 @@ def test_pictures_show_ratios_and_costs():
     figure = benchmark_report.draw_table(rows)
     speed, cost = figure.axes
     assert [bar.get_height() for bar in speed.patches] == [2.5, 1.0]
-    assert [text.get_text() for text in speed.get_legend().get_texts()] == [EAGER, SB3]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [EAGER, SB3]
     assert [label.get_text() for label in cost.get_xticklabels()] == ["Tiny,\n[64, 64],\nmore"]
 
 

@@ -72,7 +72,14 @@ def make_layers(
     :param activation_fn: f
     :param squash_output: end with tanh
     :return: the layers
+    :raises ValueError: for a layer norm over one number
     """
+    normalised = {DENSE: [], "layer_norm": net_arch, "residual": net_arch[:1]}[kind]
+    if 1 in normalised:
+        raise ValueError(
+            f"net_arch={net_arch} with layers={kind!r} has a layer norm over one number, which is 0 whatever goes in: "
+            "use 2 units or more there."
+        )
     if kind != "residual" or not net_arch:
         norm: list[type[nn.Module]] = [nn.LayerNorm] if kind == "layer_norm" else []
         return create_mlp(inputs, outputs, net_arch, activation_fn, squash_output, post_linear_modules=norm)

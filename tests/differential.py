@@ -139,7 +139,8 @@ def drawn_settings(draw: st.DrawFn, for_sb3: bool = False) -> Setting:
             {"qf": "layer_norm"},
             {"pi": "layer_norm", "qf": "residual"},
         ]
-        policy_kwargs["layers"] = draw(st.sampled_from(kinds))
+        if policy_kwargs["net_arch"] != [1]:  # of one number a layer norm is refused
+            policy_kwargs["layers"] = draw(st.sampled_from(kinds))
         policy_kwargs["critic_optimizer_kwargs"] = draw(st.sampled_from([{}, {}, {"weight_decay": 0.03}]))
         frozen = draw(st.sampled_from([(), (), (), ("actor.0.weight",), ("critic.0",), ("critic.-1.bias",)]))
     return Setting(

@@ -162,6 +162,14 @@ def test_unknown_layers_are_refused_with_the_nearest(layers, told):
         make_model(layers)
 
 
+@pytest.mark.parametrize(("kind", "net_arch"), [("layer_norm", [16, 1]), ("residual", [1, 16])])
+def test_a_layer_norm_over_one_number_is_refused_since_it_is_0_whatever_goes_in(kind, net_arch):
+    assert nn.LayerNorm(1)(th.tensor([[7.0]])).item() == 0.0
+    with pytest.raises(ValueError, match=r"has a layer norm over one number.*use 2 units or more"):
+        make_layers(kind, 3, 1, net_arch, nn.ReLU)
+    make_layers(kind, 3, 1, [2, 2], nn.ReLU)
+
+
 @OTHERS
 def test_training_moves_every_weight_of_every_layer(layers):
     model = make_model(layers)

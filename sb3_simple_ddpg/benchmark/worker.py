@@ -143,10 +143,7 @@ class Competitor:
 
     def _said_of_products(self) -> str:
         products = importlib.import_module("sb3_simple_ddpg.speed.products")
-        compiled = self.job["kind"] == COMPILED
-        said: str = products.prepare(
-            self.model, [], products.needed_in_compiled_code() if compiled else products.CLEARLY
-        )[1]
+        said: str = products.prepare(self.model, [], compiled=self.job["kind"] == COMPILED)[1]
         return said
 
     def _build(self) -> Any:  # noqa: ANN401 - one of three libraries' classes

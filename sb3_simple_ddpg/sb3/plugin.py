@@ -303,9 +303,8 @@ class Plugin(Collecting):
         self._compiles = compiles or (self._compiles and not reset_num_timesteps)
         if self.compile_updates == "auto" and sentence:
             self.logger.info(sentence)
-        needed = products.needed_in_compiled_code() if self._is_compiling() else products.CLEARLY
         known = None if reset_num_timesteps else self._products
-        self._products, sentence = products.prepare(self, known or [], needed)
+        self._products, sentence = products.prepare(self, known or [], self._is_compiling())
         if sentence:
             self.logger.info(sentence)
         if self.verbose >= 1:

@@ -114,13 +114,13 @@ def decided() -> str:
     return said
 
 
-def prepare(model: "Agent", known: Measured, needed: float) -> tuple[Measured, str]:
+def prepare(model: "Agent", known: Measured, compiled: bool) -> tuple[Measured, str]:
     """
     Try the products of the dense layers, for a training that begins or goes on.
 
     :param model: the algorithm
     :param known: what was measured when it began: a training that goes on multiplies as before
-    :param needed: how many times as fast oneDNN has to be
+    :param compiled: whether its updates are; the rule is another one there
     :return: what this process goes by, for the model's shapes, and a sentence for the log; it is empty where MKL does
         it all
     :raises ValueError: for a `SIMPLE_DDPG_PRODUCTS` that is neither
@@ -133,6 +133,7 @@ def prepare(model: "Agent", known: Measured, needed: float) -> tuple[Measured, s
     shapes = [shape for shape in dict.fromkeys(_shapes_of(model)) if math.prod(shape) >= smallest]
     here = _processor(), th.get_num_threads()
     gains = [((*here, *shape), _gain((*here, *shape))) for shape in shapes]
+    needed = needed_in_compiled_code() if compiled else CLEARLY
     taken = [gain for product, gain in gains if by_onednn(*product[2:], needed)]
     if not taken:
         return gains, ""

@@ -183,8 +183,8 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
     monkeypatch.setattr(study, "HERE", tmp_path)
     monkeypatch.setattr(study, "ROUNDS", {"screening": of_round})
     (tmp_path / "screening").mkdir()
-    # Hopper: untrained actors get 10, the best mean is good's 110. base ends at 60: 0.5. good ends at 1, bad at 0.
-    # Ant: untrained 0, the best mean is base's 40. good ends at 20: 0.5. bad has not run there.
+    # Hopper: bad ends at 10, base at 60, good at 110: 0, 0.5, 1; straight lines from 10: the areas have the same order.
+    # Ant: base ends at 40, good at 20: 1, 0. bad has not run there.
     rows = {
         "Hopper-v5": [
             "bad,0,0,10",
@@ -203,10 +203,10 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
         (tmp_path / "screening" / f"{task}.csv").write_text(f"{text}\n")
     found = study.screening_table("screening", study.records_of("screening"))
     assert "| base | 60.0 (50.0 to 70.0) | 40.0 |  |  |" in found
-    # (1 - 0.5 + 0.5 - 1) / 2 = 0; straight lines from 0: the areas are half of that.
-    assert "| good | 110.0 | 20.0 | +0.00 | +0.00 |" in found
-    # Hopper alone: 0 - 0.5, and half of it.
-    assert "| bad | 10.0 |  | -0.50 | -0.25 |" in found
+    # (1 - 0.5 + 0 - 1) / 2.
+    assert "| good | 110.0 | 20.0 | -0.25 | -0.25 |" in found
+    # Hopper alone: 0 - 0.5.
+    assert "| bad | 10.0 |  | -0.50 | -0.50 |" in found
 
 
 @pytest.mark.parametrize("normalize", [False, True])

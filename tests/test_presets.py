@@ -45,6 +45,16 @@ def test_fujimoto2018_is_our_ddpg():
     assert (model.batch_size, model.tau, model.action_noise.scale) == (100, 0.005, 0.1)
 
 
+def test_layer_norm_has_it_in_both_networks_and_is_else_the_defaults():
+    model, default = SimpleDDPG("MlpPolicy", Bandit(), **presets.LAYER_NORM), SimpleDDPG("MlpPolicy", Bandit())
+    for layers in (model.actor.mu, model.critic.qf0):
+        kinds = [type(layer).__name__ for layer in layers]
+        assert kinds[:6] == ["Linear", "LayerNorm", "ReLU"] * 2
+    for name in ("learning_rate", "gamma", "tau", "batch_size", "n_steps"):
+        assert getattr(model, name) == getattr(default, name)
+    assert model.action_noise.scale == default.action_noise.scale
+
+
 def test_rl_zoo_s_hardcore_schedule_falls_from_its_start_to_zero():
     model = SimpleDDPG("MlpPolicy", Bandit(), **presets.RL_ZOO["BipedalWalkerHardcore-v3"])
     assert [model.lr_schedule(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([7e-4, 3.5e-4, 0.0])
@@ -94,8 +104,8 @@ def test_unknown_presets_are_refused_with_the_known_ones(name: str, env_id: str,
 def test_every_preset_says_where_its_settings_are_from(name: str):
     """A publication, or runs of our own: over how many seeds, or the study's records in this repository."""
     source = Path(presets.__file__).read_text("utf-8")
-    comment = re.search(rf"((?:^#: .+\n)+){name.upper()}: Final", source, re.MULTILINE)
+    comment = re.search(rf"((?:^#: .+\n)+){name.upper().replace('-', '_')}: Final", source, re.MULTILINE)
     assert comment is not None
-    assert re.search(r"https://|published code|docs/(?:results|study)/\S+|over (\w+) seeds", comment.group(1))
-    for path in re.findall(r"docs/(?:results|study)/[\w/.-]*\w", comment.group(1)):
+    assert re.search(r"https://|published code|docs/(?:results|study|mujoco)/\S+|over (\w+) seeds", comment.group(1))
+    for path in re.findall(r"docs/(?:results|study|mujoco)/[\w/.-]*\w", comment.group(1)):
         assert (Path(__file__).parent.parent / path).exists(), path

@@ -45,7 +45,7 @@ def compare(
     :param set: an argument of an algorithm, such as td3.gamma=0.98, or of all, such as all.action_noise=0.1 or
         "action_noise=OrnsteinUhlenbeck(0.5)"; may be repeated
     :param preset: of every SimpleDDPG, or algorithm=preset: default, article, lillicrap2015, fujimoto2018, pendulum,
-        robust, rl-zoo, or a file that tune wrote; without it each algorithm's own defaults
+        robust, layer-norm, rl-zoo, or a file that tune wrote; without it each algorithm's own defaults
     :param eval_every: timesteps between evaluations; a twentieth of a run without it
     :param eval_episodes: deterministic episodes in each evaluation; 10 without it
     :param threads: PyTorch's threads in each run; 1 without it

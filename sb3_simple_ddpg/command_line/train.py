@@ -62,8 +62,8 @@ def train(
     :param episodes: number of episodes in all environments together; 100 where no timesteps are given
     :param timesteps: number of timesteps, instead of episodes
     :param seed: of everything that is random
-    :param preset: default, article, lillicrap2015, fujimoto2018, pendulum, robust, rl-zoo, or a file that tune wrote;
-        without it the environment's own, where there is one
+    :param preset: default, article, lillicrap2015, fujimoto2018, pendulum, robust, layer-norm, rl-zoo, or a file that
+        tune wrote; without it the environment's own, where there is one
     :param n_envs: number of environments side by side
     :param vec_env: all environments in this process, or each in its own
     :param wrapper: wrappers of each environment, module:Name, the innermost first

@@ -89,15 +89,17 @@ def plot_learning_curves(
     seconds of training (right), a row for each environment. Seconds differ between runs, so each run's curve is read at
     the same seconds, by straight lines between its evaluations, until the first of the algorithm's runs ends.
 
-    :param evaluations: of `experiment.Experiment`
+    :param evaluations: of `experiment.Experiment`; without the column `wall_time_s` timesteps alone are drawn
     :param references: by environment, names and heights of lines for reference, None for those that are unknown
     :return: the figure
     """
     env_ids = list(dict.fromkeys(evaluations.env_id))
     names = list(dict.fromkeys(evaluations.algorithm))
-    figure = _new_figure(11, 0.6 + 3.9 * len(env_ids))
-    panels = figure.subplots(len(env_ids), 2, squeeze=False, sharey="row")
-    for (by_steps, by_seconds), env_id in zip(panels, env_ids, strict=True):
+    units = {"timestep": "timesteps of training", "wall_time_s": "seconds of training (wall clock)"}
+    units = {column: unit for column, unit in units.items() if column in evaluations}
+    figure = _new_figure(0.6 + 5.2 * len(units), 0.6 + 3.9 * len(env_ids))
+    panels = figure.subplots(len(env_ids), len(units), squeeze=False, sharey="row")
+    for row, env_id in zip(panels, env_ids, strict=True):
         for number, name in enumerate(names):
             of_pair = evaluations[(evaluations.env_id == env_id) & (evaluations.algorithm == name)]
             curves = [curve.sort_values("timestep") for _, curve in of_pair.groupby("seed")]
@@ -105,11 +107,12 @@ def plot_learning_curves(
                 continue
             timesteps = curves[0].timestep.to_numpy(float)
             returns = np.stack([curve.mean_return.to_numpy(float) for curve in curves])
-            _draw_curve(by_steps, timesteps, returns, name, number)
-            seconds = np.linspace(0, min(curve.wall_time_s.max() for curve in curves), 41)
-            at_seconds = [np.interp(seconds, curve.wall_time_s, curve.mean_return) for curve in curves]
-            _draw_curve(by_seconds, seconds, np.stack(at_seconds), name, number)
-        for panel, unit in ((by_steps, "timesteps of training"), (by_seconds, "seconds of training (wall clock)")):
+            _draw_curve(row[0], timesteps, returns, name, number)
+            for panel in row[1:]:
+                seconds = np.linspace(0, min(curve.wall_time_s.max() for curve in curves), 41)
+                at_seconds = [np.interp(seconds, curve.wall_time_s, curve.mean_return) for curve in curves]
+                _draw_curve(panel, seconds, np.stack(at_seconds), name, number)
+        for panel, unit in zip(row, units.values(), strict=True):
             for stroke, (label, height) in zip(
                 ((0, (1, 3)), (0, (5, 5))), (references or {}).get(env_id, {}).items(), strict=False
             ):
@@ -118,8 +121,8 @@ def plot_learning_curves(
             panel.set(xlabel=unit, title=env_id.rpartition(":")[2])  # without the module that registers it
             panel.grid(alpha=0.3)
             panel.set_xlim(left=0)
-        by_steps.set_ylabel("return of an evaluation episode\n(interquartile mean, 95 % band)")
-        by_steps.xaxis.set_major_formatter("{x:,.0f}")
+        row[0].set_ylabel("return of an evaluation episode\n(interquartile mean, 95 % band)")
+        row[0].xaxis.set_major_formatter("{x:,.0f}")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
     return figure

@@ -93,7 +93,7 @@ ROBUST: Final[Preset] = {
 
 #: Layer norm in actor and critic, two hidden layers of 256; else the defaults. Chosen among ten changes of those
 #: networks and their combinations, over few seeds of Pusher, LunarLander and Swimmer, 25,000 timesteps each
-#: (docs/mujoco/summary.md). What was refuted, and what it reaches on seven other tasks: docs/mujoco.md. Layer norm
+#: (docs/mujoco/summary.md). What else was tried, and what it reaches on seven other tasks: docs/mujoco.md. Layer norm
 #: makes a timestep 1.04 times as long.
 LAYER_NORM: Final[Preset] = {
     "action_noise": 0.1,

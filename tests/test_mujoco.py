@@ -183,8 +183,8 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
     monkeypatch.setattr(study, "HERE", tmp_path)
     monkeypatch.setattr(study, "ROUNDS", {"screening": of_round})
     (tmp_path / "screening").mkdir()
-    # Hopper: bad ends at 10, base at 60, good at 110: 0, 0.5, 1; straight lines from 10: the areas have the same order.
-    # Ant: base ends at 40, good at 20: 1, 0. bad has not run there.
+    # Hopper: bad ends at 10, base at 60, good at 110: 0, 0.5, 1. Their areas are 10, 35 and 35: 0, 1, 1.
+    # Ant: base ends at 40, good at 20: 1, 0, and so do the areas. bad has not run there.
     rows = {
         "Hopper-v5": [
             "bad,0,0,10",
@@ -194,6 +194,7 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
             "base,1,0,10",
             "base,1,20,70",
             "good,0,0,10",
+            "good,0,10,10",
             "good,0,20,110",
         ],
         "Ant-v5": ["base,0,0,0", "base,0,20,40", "good,0,0,0", "good,0,20,20"],
@@ -203,10 +204,10 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
         (tmp_path / "screening" / f"{task}.csv").write_text(f"{text}\n")
     found = study.screening_table("screening", study.records_of("screening"))
     assert "| base | 60.0 (50.0 to 70.0) | 40.0 |  |  |" in found
-    # (1 - 0.5 + 0 - 1) / 2.
-    assert "| good | 110.0 | 20.0 | -0.25 | -0.25 |" in found
-    # Hopper alone: 0 - 0.5.
-    assert "| bad | 10.0 |  | -0.50 | -0.50 |" in found
+    # (1 - 0.5 + 0 - 1) / 2; (1 - 1 + 0 - 1) / 2.
+    assert "| good | 110.0 | 20.0 | -0.25 | -0.50 |" in found
+    # Hopper alone: 0 - 0.5; 0 - 1.
+    assert "| bad | 10.0 |  | -0.50 | -1.00 |" in found
 
 
 @pytest.mark.parametrize("normalize", [False, True])

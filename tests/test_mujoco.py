@@ -126,6 +126,13 @@ def test_a_long_run_goes_on_from_its_checkpoint_which_goes_when_it_has_ended(sma
     assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "at-once")
 
 
+def test_curves_are_drawn_by_timesteps_alone(small, tmp_path, monkeypatch, capsys):
+    drawn, plot = [], small.plotting.plot_learning_curves
+    monkeypatch.setattr(small.plotting, "plot_learning_curves", lambda records: drawn.append(plot(records)) or drawn[0])
+    assert call(small, monkeypatch, tmp_path, "--tasks", "Pendulum-v1", "--seeds", "0", "--arms", "default") == 0
+    assert [panel.get_xlabel() for panel in drawn[0].axes] == ["timesteps of training"]
+
+
 def test_a_run_that_fails_has_no_record_and_is_tried_again(small, tmp_path, monkeypatch, capsys):
     run = engines.LocalEngine.run
 

@@ -422,12 +422,10 @@ def screening_table(name: str, records: pd.DataFrame) -> str:
             curves = of_task[of_task.algorithm == arm].sort_values("timestep").groupby("seed")
             areas = [statistics.area_under_curve(curve.timestep, curve.mean_return) for _, curve in curves]
             found[arm] = [last.mean(), float(np.mean(areas))]
-        if len(found) > 1:
-            both = np.array(list(found.values()))
-            normal |= {
-                (task, arm): (np.array(values) - both.min(0)) / np.maximum(np.ptp(both, axis=0), 1e-12)
-                for arm, values in found.items()
-            }
+        of_metric = np.array(list(found.values())).T
+        if all(len(set(each)) > 1 for each in of_metric):  # else nothing differs
+            of_arm = np.transpose([statistics.normalise(each, each.min(), each.max()) for each in of_metric])
+            normal |= {(task, arm): values for arm, values in zip(found, of_arm, strict=True)}
     rows = []
     for arm in [each for each in of_round.arms if each in set(records.algorithm)]:
         shared = [task for task in of_round.tasks if {(task, arm), (task, base)} <= normal.keys()]

@@ -20,6 +20,8 @@ FOLDER: Final = Path(__file__).parent
 EPISODES, EVALUATION_SEED = 100, 10_000
 #: What stays of a run's folder; the picture is drawn again by `simple-ddpg plot`.
 KEPT: Final = {runs.MODEL, runs.CONFIG, runs.MONITOR, runs.NORMALIZER}
+#: The statistics of a normalizer are in the policy's file.
+KEPT_TO_PLAY: Final = {runs.POLICY, runs.CONFIG, runs.MONITOR}
 
 HEAD: Final = """# Trained agents
 
@@ -47,12 +49,14 @@ class Agent:
     :param timesteps: of training
     :param options: of `simple-ddpg train`
     :param seed: of training; that of a run in docs/mujoco gives the agent of that run
+    :param policy_alone: the policy is kept and the model is not, which with large networks takes megabytes
     """
 
     env_id: str
     timesteps: int
     options: tuple[str, ...] = ()
     seed: int = 0
+    policy_alone: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -91,8 +95,10 @@ def make(agent: Agent, folder: Path) -> None:
     options = ["--out", str(out), "--overwrite", "--eval-episodes", "0", "--no-progress"]
     if cli.main([*agent.command, *options]) != 0:
         raise RuntimeError(f"Training on {agent.env_id} failed.")
+    if agent.policy_alone and cli.main(["export", str(out), "--to", str(out / runs.POLICY)]) != 0:
+        raise RuntimeError(f"The policy for {agent.env_id} could not be exported.")
     for path in out.iterdir():
-        if path.name not in KEPT:
+        if path.name not in (KEPT_TO_PLAY if agent.policy_alone else KEPT):
             path.unlink()
     returns = runs.evaluate_run(out, EPISODES, EVALUATION_SEED)
     config = json.loads((out / runs.CONFIG).read_text())

@@ -16,6 +16,7 @@ from agents import make
 from sb3_simple_ddpg import SimpleDDPG
 from sb3_simple_ddpg.command_line.cli import main
 from sb3_simple_ddpg.experiment import runs
+from sb3_simple_ddpg.export import load_policy
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in make.FOLDER.glob(f"*/{runs.CONFIG}"))
@@ -49,15 +50,20 @@ def test_an_agent_is_small_and_does_what_its_page_says(folder: Path):
     assert abs(np.mean(returns) - measured["mean"]) < 4 * measured["std"] / np.sqrt(10) + 0.01 * abs(measured["mean"])
 
 
+@pytest.mark.parametrize("policy_alone", [False, True])
 def test_make_writes_an_agent_that_evaluate_gives_the_same_returns_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], policy_alone: bool
 ):
-    settings = ("--set", "policy_kwargs.net_arch=[8]", "buffer_size=500", "batch_size=8")
-    agent = make.Agent("tests.environments:TestBandit-v0", 150, settings)
+    settings = ("--set", "policy_kwargs.net_arch=[8]", "buffer_size=500", "batch_size=8", "normalize_observations=True")
+    agent = make.Agent("tests.environments:TestBandit-v0", 150, settings, policy_alone=policy_alone)
     make.make(agent, tmp_path)
     folder = tmp_path / "TestBandit-v0"
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.zip", "monitor.csv"}
-    assert SimpleDDPG.load(folder / "model.zip").num_timesteps == 150
+    kept = {"policy.safetensors"} if policy_alone else {"model.zip", "vecnormalize.pkl"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "monitor.csv", *kept}
+    if policy_alone:
+        assert load_policy(folder / "policy.safetensors").source["timesteps"] == 150
+    else:
+        assert SimpleDDPG.load(folder / "model.zip").num_timesteps == 150
     row = make.page(tmp_path).splitlines()[-3]
     mean, deviation = re.findall(r"\| (-?[\d.]+) ", row)[:2]
     assert f"`simple-ddpg train --env {agent.env_id} --timesteps 150 --seed 0 --set 'policy_kwargs.net_arch=[8]'" in row

@@ -115,6 +115,32 @@ def test_normalize_stores_the_statistics_and_evaluates_with_them(tmp_path, capsy
     assert "over 3 deterministic episodes" in capsys.readouterr().out
 
 
+def test_a_run_that_keeps_its_policy_alone_plays_what_its_model_played(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train("--timesteps", "20", "--normalize", "--out", str(out)) == 0
+    assert main(["export", str(out), "--to", str(out / "policy.safetensors")]) == 0
+    capsys.readouterr()
+    evaluate = ["evaluate", str(out), "--episodes", "3", "--env-kwargs", "best=0.7"]
+    assert main(evaluate) == 0
+    of_model = capsys.readouterr().out
+    model = runs.load_run(out)
+    for name in ("model.zip", "vecnormalize.pkl"):  # the statistics are in the policy
+        (out / name).unlink()
+    assert main(evaluate) == 0
+    assert capsys.readouterr().out == of_model
+    action = model.predict(model.env.normalize_obs(np.zeros(1, np.float32)))[0].item()
+    assert f"mean return {1 - abs(action - 0.7):.3f}" in of_model
+    # To go on from there needs a model; what is damaged is not played.
+    assert main(["export", str(out), "--to", str(tmp_path / "other.onnx")]) == 2
+    assert "holds policy.safetensors and no model.zip" in capsys.readouterr().err
+    (out / "policy.safetensors").write_bytes(b"damaged")
+    assert main(evaluate) == 2
+    assert "policy.safetensors is refused" in capsys.readouterr().err
+    # A training in its place leaves nothing of it.
+    assert train("--timesteps", "20", "--out", str(out), "--overwrite") == 0
+    assert not (out / "policy.safetensors").exists()
+
+
 @pytest.mark.parametrize("options", [("--preset", "robust"), ("--set", "normalize_observations=True")])
 def test_observations_alone_are_normalised_by_the_preset_or_by_set_and_a_run_goes_on_so(tmp_path, options):
     """What `Bandit` pays for an action stays what it is: the replay buffer's rewards are not scaled."""

@@ -1,5 +1,6 @@
 """Films of a policy: frames of one whole episode, in a file that a viewer opens. Not here: how good the policy is."""
 
+import shutil
 import subprocess
 
 import gymnasium as gym
@@ -68,6 +69,17 @@ def test_evaluate_writes_a_gif_that_shows_the_episode_and_loops(run, tmp_path, c
         assert (film.n_frames, film.size, film.info["loop"], film.info["duration"]) == (5, (41, 31), 0, 100)
         film.seek(3)
         assert np.asarray(film.convert("L"))[10].argmax() == 12
+
+
+def test_a_policy_that_is_kept_alone_gives_the_film_of_its_model(run, tmp_path):
+    films = [tmp_path / "of_model.gif", tmp_path / "of_policy.gif"]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(run / "config.json", alone)
+    assert main(["export", str(run), "--to", str(alone / "policy.safetensors")]) == 0
+    for folder, film in zip((run, alone), films, strict=True):
+        assert main(["evaluate", str(folder), "--episodes", "1", "--video", str(film)]) == 0
+    assert films[0].read_bytes() == films[1].read_bytes()
 
 
 def test_evaluate_writes_an_mp4_of_even_size(run, tmp_path, capsys):

@@ -23,13 +23,15 @@ import numpy as np
 import pandas as pd
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
+from sb3_simple_ddpg.export.files import load_policy
+from sb3_simple_ddpg.export.policy_file import LoadedPolicy
 from sb3_simple_ddpg.safety.checks import did_you_mean
 from sb3_simple_ddpg.safety.mistakes import settings_refused
 from sb3_simple_ddpg.simple_ddpg import SimpleDDPG
@@ -38,7 +40,8 @@ MODEL, CONFIG, MONITOR, PROGRESS = "model.zip", "config.json", "monitor.csv", "p
 PICTURE, NORMALIZER = "returns.png", "vecnormalize.pkl"
 CHECKPOINTS, ERROR, DIAGNOSIS = "checkpoints", "error.txt", "diagnosis.json"
 EVALUATION = "evaluation.json"
-FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER, ERROR, DIAGNOSIS, EVALUATION)
+POLICY = "policy.safetensors"  # in the place of a model, where a run is kept for playing alone
+FILES = (MODEL, CONFIG, MONITOR, PROGRESS, PICTURE, NORMALIZER, ERROR, DIAGNOSIS, EVALUATION, POLICY)
 SAMPLE = 5_000  # timesteps that a diagnosis plays, at most
 LONGEST_EPISODE = 100_000  # that an evaluation waits for
 
@@ -264,6 +267,8 @@ def load_run(
     """
     config = read_config(folder)
     if not (folder / MODEL).exists():
+        if (folder / POLICY).exists():
+            raise ValueError(f"{folder} holds {POLICY} and no {MODEL}: `simple-ddpg evaluate` takes it, nothing else.")
         raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
     settings: EnvSettings = replace(config["env"], kwargs={**config["env"].kwargs, **(env_kwargs or {})})
     env: VecEnv = settings.make(n_envs, render_mode)
@@ -274,6 +279,37 @@ def load_run(
     env.seed(seed)
     with settings_refused({}):
         return SimpleDDPG.load(folder / MODEL, env=env, device="cpu", seed=seed, buffer_size=buffer_size)
+
+
+def load_player(
+    folder: Path,
+    n_envs: int = 1,
+    seed: int | None = None,
+    render_mode: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[SimpleDDPG | LoadedPolicy, VecEnv]:
+    """
+    As `load_run`, to play with: a folder without a model may hold its policy, as `simple-ddpg export` writes it.
+
+    :param folder: of a run
+    :param n_envs: number of environments
+    :param seed: of the environments; None: unseeded
+    :param render_mode: "rgb_array" for frames, None for none
+    :param env_kwargs: arguments of the environment, beside or in place of those of the run
+    :return: the stored model, and the environments whose observations it takes
+    :raises ValueError: when the folder holds neither, or a policy that is damaged
+    """
+    if (folder / MODEL).exists() or not (folder / POLICY).exists():
+        model = load_run(folder, n_envs, seed, render_mode, env_kwargs=env_kwargs)
+        env = model.get_env()
+        assert env is not None
+        return model, env
+    policy = load_policy(folder / POLICY)
+    settings: EnvSettings = read_config(folder)["env"]
+    # VecNormalize is in the policy: it takes what the environment gives.
+    raw = replace(settings, kwargs={**settings.kwargs, **(env_kwargs or {})}).make(n_envs, render_mode)
+    raw.seed(seed)
+    return policy, raw
 
 
 class Returns(list[float]):
@@ -292,13 +328,11 @@ def evaluate_run(folder: Path, episodes: int, seed: int, env_kwargs: Mapping[str
     :param seed: of the environments
     :param env_kwargs: arguments of the environment, beside or in place of those of the run
     :return: the return of each episode
-    :raises ValueError: when the folder holds no run, for fewer episodes than one, or when no episode ends
+    :raises ValueError: when the folder holds nothing to play with, for fewer episodes than one, or when none ends
     """
     if episodes < 1:
         raise ValueError(f"The number of evaluation episodes must be at least 1, got {episodes}.")
-    model = load_run(folder, n_envs=min(10, episodes), seed=seed, env_kwargs=env_kwargs)
-    env = model.get_env()
-    assert env is not None
+    model, env = load_player(folder, min(10, episodes), seed, env_kwargs=env_kwargs)
 
     def be_patient(of_evaluation: dict[str, Any], _: dict[str, Any]) -> None:
         if of_evaluation["current_lengths"].max() >= LONGEST_EPISODE:
@@ -314,7 +348,7 @@ def evaluate_run(folder: Path, episodes: int, seed: int, env_kwargs: Mapping[str
 
 
 def play(
-    model: BaseAlgorithm,
+    model: PolicyPredictor,
     env: VecEnv,
     episodes: int,
     at_each_step: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,

@@ -6,7 +6,7 @@ Not here: how a run is built and read again (`experiment/runs.py`), and pictures
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_simple_ddpg.experiment import runs
+from sb3_simple_ddpg.export.policy_file import LoadedPolicy
 from sb3_simple_ddpg.export.source import checked_target
 
 Frame = npt.NDArray[np.uint8]
@@ -55,23 +56,27 @@ def film_run(folder: Path, path: str | Path, seed: int, env_kwargs: Mapping[str,
     :raises ValueError: when the folder holds no run, the environment cannot be drawn, or the path not be written
     """
     path = check_path(path)
-    model = runs.load_run(folder, seed=seed, render_mode="rgb_array", env_kwargs=env_kwargs)
-    with contextlib.closing(cast(VecEnv, model.get_env())):
-        frames, fps = record_episode(model)
+    model, env = runs.load_player(folder, seed=seed, render_mode="rgb_array", env_kwargs=env_kwargs)
+    with contextlib.closing(env):
+        frames, fps = record_episode(model, env=env)
     write_video(frames, path, fps)
     return len(frames)
 
 
-def record_episode(model: BaseAlgorithm, max_frames: int = 10_000) -> tuple[list[Frame], float]:
+def record_episode(
+    model: BaseAlgorithm | LoadedPolicy, max_frames: int = 10_000, env: VecEnv | None = None
+) -> tuple[list[Frame], float]:
     """
-    Play one deterministic episode in the first of the model's environments.
+    Play one deterministic episode in the first of the environments.
 
-    :param model: with environments made with `render_mode="rgb_array"`
+    :param model: that plays
     :param max_frames: stop here, however long the episode is
+    :param env: made with `render_mode="rgb_array"`; None: the model's own
     :return: one frame a timestep, each of shape (height, width, 3), and frames a second
     :raises ValueError: when the environment cannot be drawn
     """
-    env = model.get_env()
+    if env is None and isinstance(model, BaseAlgorithm):
+        env = model.get_env()
     if env is None or env.render_mode != "rgb_array":
         raise ValueError(
             "Frames need an environment made with render_mode='rgb_array', "

@@ -131,6 +131,20 @@ COMBINED: Final[dict[str, tuple[str, ...]]] = {
     ),
     "residual-normalized": (*RESIDUAL, *CHANGES["normalized"]),
 }
+#: What may keep a long training steady, alone and together: of layer norm in both, which 25,000 timesteps chose.
+SLOW, WARM_UP = ("learning_rate=3e-4",), ("learning_starts=10_000",)
+STEADIER: Final[dict[str, tuple[str, ...]]] = {
+    "norm": CHANGES["norm-both"],
+    "norm-warm-up": (*CHANGES["norm-both"], *WARM_UP),
+    "norm-slow": (*CHANGES["norm-both"], *SLOW),
+    "norm-slow-warm-up": (*CHANGES["norm-both"], *SLOW, *WARM_UP),
+    "norm-slow-actor-warm-up": (*CHANGES["norm-both"], *CHANGES["slow-actor"], *WARM_UP),
+    "norm-slow-warm-up-3": (*CHANGES["norm-both"], *SLOW, *WARM_UP, "n_steps=3"),
+    "norm-slow-warm-up-batch-100": (*CHANGES["norm-both"], *SLOW, *WARM_UP, "batch_size=100"),
+    "norm-normalized-slow-warm-up": (*CHANGES["norm-both"], *CHANGES["normalized"], *SLOW, *WARM_UP),
+    "simba-slower-warm-up": (*CHANGES["simba"], "learning_rate=1e-4", *WARM_UP),  # SimBa's own learning rate
+    "slow-warm-up": (*SLOW, *WARM_UP),
+}
 #: None of them in the final rounds.
 FOUR: Final = ("Pusher-v5", "LunarLanderContinuous-v3", "Swimmer-v5", "BipedalWalker-v3")
 
@@ -143,6 +157,11 @@ ROUNDS: Final = {
     "combinations": Round(
         FOUR[:3], {name: Arm((*BASE, *changes)) for name, changes in COMBINED.items()}, (), 25_000, 2_500, seeds=2,
         first_seed=1_001, base="base",
+    ),
+    # As long as the final rounds, on the two tasks whose episodes end by a fall.
+    "steadier": Round(
+        (FOUR[1], FOUR[3]), {name: Arm((*BASE, *changes)) for name, changes in STEADIER.items()}, (), 100_000, 5_000,
+        seeds=2, first_seed=1_003, base="norm",
     ),
     "final-100k": Round(SEVEN, FINAL, ("ddpg", "default"), 100_000, 5_000, seeds=10),
     # Once the rest stands, and about an hour and a half each.

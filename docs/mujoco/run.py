@@ -133,6 +133,7 @@ COMBINED: Final[dict[str, tuple[str, ...]]] = {
 }
 #: What may keep a long training steady, alone and together: of layer norm in both, which 25,000 timesteps chose.
 SLOW, WARM_UP = ("learning_rate=3e-4",), ("learning_starts=10_000",)
+SLOWER: Final = ("learning_rate=1e-4",)  # SimBa's own
 STEADIER: Final[dict[str, tuple[str, ...]]] = {
     "norm": CHANGES["norm-both"],
     "norm-warm-up": (*CHANGES["norm-both"], *WARM_UP),
@@ -142,7 +143,15 @@ STEADIER: Final[dict[str, tuple[str, ...]]] = {
     "norm-slow-warm-up-3": (*CHANGES["norm-both"], *SLOW, *WARM_UP, "n_steps=3"),
     "norm-slow-warm-up-batch-100": (*CHANGES["norm-both"], *SLOW, *WARM_UP, "batch_size=100"),
     "norm-normalized-slow-warm-up": (*CHANGES["norm-both"], *CHANGES["normalized"], *SLOW, *WARM_UP),
-    "simba-slower-warm-up": (*CHANGES["simba"], "learning_rate=1e-4", *WARM_UP),  # SimBa's own learning rate
+    "simba-slower-warm-up": (*CHANGES["simba"], *SLOWER, *WARM_UP),
+    "norm-slower-warm-up": (*CHANGES["norm-both"], *SLOWER, *WARM_UP),
+    "norm-decay-normalized-slower-warm-up": (
+        *CHANGES["norm-both"],
+        *DECAY,
+        *CHANGES["normalized"],
+        *SLOWER,
+        *WARM_UP,
+    ),
     "slow-warm-up": (*SLOW, *WARM_UP),
 }
 #: None of them in the final rounds.

@@ -191,30 +191,34 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
     monkeypatch.setattr(study, "ROUNDS", {"screening": of_round})
     (tmp_path / "screening").mkdir()
     # Hopper: bad ends at 10, base at 60, good at 110: 0, 0.5, 1. Their areas are 10, 35 and 35: 0, 1, 1.
+    # In the second half they are 10, 47.5 and 60: 0, 0.75, 1.
     # Ant: base ends at 40, good at 20: 1, 0, and so do the areas. bad has not run there.
     rows = {
         "Hopper-v5": [
             "bad,0,0,10",
+            "bad,0,10,10",
             "bad,0,20,10",
             "base,0,0,10",
+            "base,0,10,30",
             "base,0,20,50",
             "base,1,0,10",
+            "base,1,10,40",
             "base,1,20,70",
             "good,0,0,10",
             "good,0,10,10",
             "good,0,20,110",
         ],
-        "Ant-v5": ["base,0,0,0", "base,0,20,40", "good,0,0,0", "good,0,20,20"],
+        "Ant-v5": ["base,0,0,0", "base,0,10,20", "base,0,20,40", "good,0,0,0", "good,0,10,10", "good,0,20,20"],
     }
     for task, lines in rows.items():
         text = "\n".join([",".join(study.COLUMNS), *(f"{line},0" for line in lines)])
         (tmp_path / "screening" / f"{task}.csv").write_text(f"{text}\n")
     found = study.screening_table("screening", study.records_of("screening"))
-    assert "| base | 60.0 (50.0 to 70.0) | 40.0 |  |  |" in found
-    # (1 - 0.5 + 0 - 1) / 2; (1 - 1 + 0 - 1) / 2.
-    assert "| good | 110.0 | 20.0 | -0.25 | -0.50 |" in found
-    # Hopper alone: 0 - 0.5; 0 - 1.
-    assert "| bad | 10.0 |  | -0.50 | -1.00 |" in found
+    assert "| base | 60.0 (50.0 to 70.0) | 40.0 |  |  |  |" in found
+    # (1 - 0.5 + 0 - 1) / 2; (1 - 0.75 + 0 - 1) / 2; (1 - 1 + 0 - 1) / 2.
+    assert "| good | 110.0 | 20.0 | -0.25 | -0.38 | -0.50 |" in found
+    # Hopper alone: 0 - 0.5; 0 - 0.75; 0 - 1.
+    assert "| bad | 10.0 |  | -0.50 | -0.75 | -1.00 |" in found
 
 
 @pytest.mark.parametrize("normalize", [False, True])

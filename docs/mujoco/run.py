@@ -434,10 +434,10 @@ def screening_table(name: str, records: pd.DataFrame) -> str:
     :param name: of a round with a base
     :param records: its evaluations
     :return: a row for each arm: its last evaluations on each task, and how far it is from the base over all tasks that
-        both have, at the end and in the mean over training
+        both have, at the end, in the mean over the second half and in the mean over all of training
     """
     of_round, base = ROUNDS[name], ROUNDS[name].base or ""
-    normal: dict[tuple[str, str], Array] = {}  # by task and arm: last evaluation and area
+    normal: dict[tuple[str, str], Array] = {}  # by task and arm: last evaluation, areas of the second half and of all
     cells: dict[tuple[str, str], str] = {}
     for task in of_round.tasks:
         of_task = records[records.env_id == task]
@@ -447,26 +447,36 @@ def screening_table(name: str, records: pd.DataFrame) -> str:
             digits = runs.digits_of(last)
             spread = f" ({last.min():z,.{digits}f} to {last.max():z,.{digits}f})" if len(last) > 1 else ""
             cells[task, arm] = f"{last.mean():z,.{digits}f}{spread}"
-            curves = of_task[of_task.algorithm == arm].sort_values("timestep").groupby("seed")
-            areas = [statistics.area_under_curve(curve.timestep, curve.mean_return) for _, curve in curves]
-            found[arm] = [last.mean(), float(np.mean(areas))]
+            of_arm = of_task[of_task.algorithm == arm].sort_values("timestep")
+            parts = of_arm[2 * of_arm.timestep >= of_round.timesteps], of_arm
+            found[arm] = [last.mean(), *map(mean_area, parts)]
         of_metric = np.array(list(found.values())).T
         if all(len(set(each)) > 1 for each in of_metric):  # else nothing differs
-            of_arm = np.transpose([statistics.normalise(each, each.min(), each.max()) for each in of_metric])
-            normal |= {(task, arm): values for arm, values in zip(found, of_arm, strict=True)}
+            scaled = np.transpose([statistics.normalise(each, each.min(), each.max()) for each in of_metric])
+            normal |= {(task, arm): values for arm, values in zip(found, scaled, strict=True)}
     rows = []
     for arm in [each for each in of_round.arms if each in set(records.algorithm)]:
         shared = [task for task in of_round.tasks if {(task, arm), (task, base)} <= normal.keys()]
         gains = np.array([normal[task, arm] - normal[task, base] for task in shared])
-        said = ["", ""] if arm == base or not shared else [f"{gain:+.2f}" for gain in gains.mean(0)]
+        said = [""] * 3 if arm == base or not shared else [f"{gain:+.2f}" for gain in gains.mean(0)]
         rows.append([arm, *(cells.get((task, arm), "") for task in of_round.tasks), *said])
-    heads = ("change", *of_round.tasks, f"last, from {base}", f"area, from {base}")
+    heads = ("change", *of_round.tasks, *(f"{each}, from {base}" for each in ("last", "second half", "area")))
     return f"{markdown(heads, rows, []).strip()}\n\n{SCREENED}"
 
 
-SCREENED: Final = """Cells: the mean of the last evaluations (lowest to highest run). The last two columns are means
+def mean_area(records: pd.DataFrame) -> float:
+    """
+    :param records: of one task and arm, by timestep
+    :return: area under the learning curve, the mean over its runs
+    """
+    curves = records.groupby("seed")
+    return float(np.mean([statistics.area_under_curve(curve.timestep, curve.mean_return) for _, curve in curves]))
+
+
+SCREENED: Final = """Cells: the mean of the last evaluations (lowest to highest run). The last three columns are means
 over tasks of normalised returns: 0 is the lowest arm of the task, 1 its highest. *Area* is the mean return over
-training. There is no interval: so few seeds show what is large, and nothing else."""
+training, *second half* over the second half of it. There is no interval: so few seeds show what is large, and nothing
+else."""
 
 
 #: Published results of plain DDPG, with what they are; a cell may be empty. "a / b" are two figures that the row's

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from docs.mujoco.rounds import Arm, Round
 from sb3_simple_ddpg.command_line import cli
 from sb3_simple_ddpg.experiment import engines, runs, worker
 from sb3_simple_ddpg.experiment.algorithms import effective_settings, find_algorithms
@@ -26,6 +27,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "mujoco"
 
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))  # for `rounds.py` beside it
     spec = importlib.util.spec_from_file_location("mujoco_run", FOLDER / "run.py")
     assert spec is not None
     assert spec.loader is not None
@@ -39,13 +41,13 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def small(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Two tasks of Pendulum, two arms, one of them on one task alone, two seeds: six runs of 150 timesteps."""
     arms = {
-        "default": study.Arm(("policy_kwargs.net_arch=[8]",)),
-        "ddpg": study.Arm(
+        "default": Arm(("policy_kwargs.net_arch=[8]",)),
+        "ddpg": Arm(
             ("policy_kwargs.net_arch=[8]", "action_noise=0.1"), None, "stable_baselines3:DDPG", ("Pendulum-v1",)
         ),
     }
     tasks = "Pendulum-v1", "sb3_simple_ddpg.scaled_pendulum:SimpleDDPG/PendulumScaled-v1"
-    monkeypatch.setattr(study, "ROUNDS", {"final": study.Round(tasks, arms, ("ddpg",), 150, 75, seeds=2)})
+    monkeypatch.setattr(study, "ROUNDS", {"final": Round(tasks, arms, ("ddpg",), 150, 75, seeds=2)})
     monkeypatch.setattr(study, "EVAL_EPISODES", 1)
     monkeypatch.setattr(engines.LocalEngine, "run", lambda _, job: execute_or_explain(cloudpickle.dumps(job)))
     return study
@@ -160,9 +162,9 @@ def test_other_settings_under_the_same_name_are_refused_before_any_run(small, tm
 
 
 def test_the_table_says_last_and_best_and_who_ends_above_whom(study, tmp_path, monkeypatch):
-    arms = {"default": study.Arm(), "ddpg": study.Arm()}
+    arms = {"default": Arm(), "ddpg": Arm()}
     monkeypatch.setattr(study, "HERE", tmp_path)
-    monkeypatch.setattr(study, "ROUNDS", {"final": study.Round(("Hopper-v5",), arms, ("ddpg",), 20, 10, seeds=3)})
+    monkeypatch.setattr(study, "ROUNDS", {"final": Round(("Hopper-v5",), arms, ("ddpg",), 20, 10, seeds=3)})
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "settings.json").write_text(json.dumps({name: {"algorithm": "a:B"} for name in arms}))
     # By seed and timestep. default ends at 30 and 10, its best are 50 and 20; ddpg ends at 20, its only run.
@@ -185,8 +187,8 @@ def test_the_table_says_last_and_best_and_who_ends_above_whom(study, tmp_path, m
 
 
 def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, monkeypatch):
-    arms = {"base": study.Arm(), "good": study.Arm(), "bad": study.Arm()}
-    of_round = study.Round(("Hopper-v5", "Ant-v5"), arms, (), 20, 10, seeds=2, base="base")
+    arms = {"base": Arm(), "good": Arm(), "bad": Arm()}
+    of_round = Round(("Hopper-v5", "Ant-v5"), arms, (), 20, 10, seeds=2, base="base")
     monkeypatch.setattr(study, "HERE", tmp_path)
     monkeypatch.setattr(study, "ROUNDS", {"screening": of_round})
     (tmp_path / "screening").mkdir()

@@ -192,8 +192,8 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
     monkeypatch.setattr(study, "HERE", tmp_path)
     monkeypatch.setattr(study, "ROUNDS", {"screening": of_round})
     (tmp_path / "screening").mkdir()
-    # Hopper: bad ends at 10, base at 60, good at 110: 0, 0.5, 1. Their areas are 10, 35 and 35: 0, 1, 1.
-    # In the second half they are 10, 47.5 and 60: 0, 0.75, 1.
+    # Hopper: bad ends at 10, base at 60, good at 110, so 100 is one; base's seed 0 alone has 50.
+    # Second halves: 10, 47.5 and 60, so 50 is one; base's seed 0 has 40. Areas: 10, 35 and 35; 25 is one; 30.
     # Ant: base ends at 40, good at 20: 1, 0, and so do the areas. bad has not run there.
     rows = {
         "Hopper-v5": [
@@ -217,10 +217,10 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
         (tmp_path / "screening" / f"{task}.csv").write_text(f"{text}\n")
     found = study.screening_table("screening", study.records_of("screening"))
     assert "| base | 60.0 (50.0 to 70.0) | 40.0 |  |  |  |" in found
-    # (1 - 0.5 + 0 - 1) / 2; (1 - 0.75 + 0 - 1) / 2; (1 - 1 + 0 - 1) / 2.
-    assert "| good | 110.0 | 20.0 | -0.25 | -0.38 | -0.50 |" in found
-    # Hopper alone: 0 - 0.5; 0 - 0.75; 0 - 1.
-    assert "| bad | 10.0 |  | -0.50 | -0.75 | -1.00 |" in found
+    # Of the seed that both have: (110 - 50) / 100 and -1; (60 - 40) / 50 and -1; (35 - 30) / 25 and -1.
+    assert "| good | 110.0 | 20.0 | -0.20 | -0.30 | -0.40 |" in found
+    # Hopper alone: (10 - 50) / 100; (10 - 40) / 50; (10 - 30) / 25.
+    assert "| bad | 10.0 |  | -0.40 | -0.60 | -0.80 |" in found
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -293,50 +293,57 @@ def screening_table(name: str, records: pd.DataFrame) -> str:
     """
     :param name: of a round with a base
     :param records: its evaluations
-    :return: a row for each arm: its last evaluations on each task, and how far it is from the base over all tasks that
-        both have, at the end, in the mean over the second half and in the mean over all of training
+    :return: a row for each arm: its last evaluations on each task, and how far it is from the base over the tasks and
+        seeds that both have
     """
-    of_round, base = ROUNDS[name], ROUNDS[name].base or ""
-    normal: dict[tuple[str, str], Array] = {}  # by task and arm: last evaluation, areas of the second half and of all
-    cells: dict[tuple[str, str], str] = {}
+    of_round, arms = ROUNDS[name], [arm for arm in ROUNDS[name].arms if arm in set(records.algorithm)]
+    gains, cells = [], {}
     for task in of_round.tasks:
-        of_task = records[records.env_id == task]
-        found: dict[str, list[float]] = {}
-        for arm in [each for each in of_round.arms if each in set(of_task.algorithm)]:
+        measured = pd.DataFrame([
+            {"algorithm": arm, "seed": seed} | measures(curve, of_round.timesteps)
+            for (arm, seed), curve in records[records.env_id == task].groupby(["algorithm", "seed"])
+        ])  # fmt: skip
+        for arm in arms:
             last = scores(records, task, arm)
             digits = runs.digits_of(last)
             spread = f" ({last.min():z,.{digits}f} to {last.max():z,.{digits}f})" if len(last) > 1 else ""
-            cells[task, arm] = f"{last.mean():z,.{digits}f}{spread}"
-            of_arm = of_task[of_task.algorithm == arm].sort_values("timestep")
-            parts = of_arm[2 * of_arm.timestep >= of_round.timesteps], of_arm
-            found[arm] = [last.mean(), *map(mean_area, parts)]
-        of_metric = np.array(list(found.values())).T
-        if all(len(set(each)) > 1 for each in of_metric):  # else nothing differs
-            scaled = np.transpose([statistics.normalise(each, each.min(), each.max()) for each in of_metric])
-            normal |= {(task, arm): values for arm, values in zip(found, scaled, strict=True)}
+            cells[task, arm] = f"{last.mean():z,.{digits}f}{spread}" if len(last) else ""
+        if measured.empty:
+            continue
+        measured = measured.set_index(["algorithm", "seed"])
+        means = measured.groupby("algorithm").mean()
+        if (means.nunique() > 1).all():  # else nothing differs
+            scaled = pd.DataFrame({
+                metric: statistics.normalise(measured[metric], means[metric].min(), means[metric].max())
+                for metric in means
+            }, measured.index)  # fmt: skip
+            of_base = scaled[scaled.index.get_level_values("algorithm") == of_round.base].droplevel("algorithm")
+            gains.append(scaled.sub(of_base, level="seed").dropna().groupby("algorithm").mean())
     rows = []
-    for arm in [each for each in of_round.arms if each in set(records.algorithm)]:
-        shared = [task for task in of_round.tasks if {(task, arm), (task, base)} <= normal.keys()]
-        gains = np.array([normal[task, arm] - normal[task, base] for task in shared])
-        said = [""] * 3 if arm == base or not shared else [f"{gain:+.2f}" for gain in gains.mean(0)]
-        rows.append([arm, *(cells.get((task, arm), "") for task in of_round.tasks), *said])
-    heads = ("change", *of_round.tasks, *(f"{each}, from {base}" for each in ("last", "second half", "area")))
+    for arm in arms:
+        found = [of_task.loc[arm] for of_task in gains if arm in of_task.index]
+        said = [""] * 3 if arm == of_round.base or not found else [f"{gain:+.2f}" for gain in np.mean(found, 0)]
+        rows.append([arm, *(cells[task, arm] for task in of_round.tasks), *said])
+    heads = ("change", *of_round.tasks, *(f"{each}, from {of_round.base}" for each in ("last", "second half", "area")))
     return f"{markdown(heads, rows, []).strip()}\n\n{SCREENED}"
 
 
-def mean_area(records: pd.DataFrame) -> float:
+def measures(curve: pd.DataFrame, timesteps: int) -> dict[str, float]:
     """
-    :param records: of one task and arm, by timestep
-    :return: area under the learning curve, the mean over its runs
+    :param curve: evaluations of one run
+    :param timesteps: of the run
+    :return: its last evaluation, and the areas under its second half and under all of it
     """
-    curves = records.groupby("seed")
-    return float(np.mean([statistics.area_under_curve(curve.timestep, curve.mean_return) for _, curve in curves]))
+    curve = curve.sort_values("timestep")
+    half = curve[2 * curve.timestep >= timesteps]
+    areas = [statistics.area_under_curve(each.timestep, each.mean_return) for each in (half, curve)]
+    return {"last": curve.mean_return.iloc[-1], "half": areas[0], "area": areas[1]}
 
 
 SCREENED: Final = """Cells: the mean of the last evaluations (lowest to highest run). The last three columns are means
-over tasks of normalised returns: 0 is the lowest arm of the task, 1 its highest. *Area* is the mean return over
-training, *second half* over the second half of it. There is no interval: so few seeds show what is large, and nothing
-else."""
+over tasks, with the seeds that both have, of normalised returns: 0 is the lowest arm of the task, 1 its highest. *Area*
+is the mean return over training, *second half* over the second half of it. There is no interval: so few seeds show what
+is large, and nothing else."""
 
 
 #: Published results of plain DDPG, with what they are; a cell may be empty. "a / b" are two figures that the row's

@@ -246,6 +246,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _with_kwargs(settings: EnvSettings, env_kwargs: Mapping[str, Any] | None) -> EnvSettings:
+    return replace(settings, kwargs={**settings.kwargs, **(env_kwargs or {})})
+
+
 def load_run(
     folder: Path,
     n_envs: int = 1,
@@ -270,7 +274,7 @@ def load_run(
         if (folder / POLICY).exists():
             raise ValueError(f"{folder} holds {POLICY} and no {MODEL}: `simple-ddpg evaluate` takes it, nothing else.")
         raise ValueError(f"{folder} holds no {MODEL}: the run was stopped before it could save one.")
-    settings: EnvSettings = replace(config["env"], kwargs={**config["env"].kwargs, **(env_kwargs or {})})
+    settings = _with_kwargs(config["env"], env_kwargs)
     env: VecEnv = settings.make(n_envs, render_mode)
     if settings.normalize or settings.normalize_observations:
         normalizer = VecNormalize.load(str(folder / NORMALIZER), env)
@@ -305,9 +309,8 @@ def load_player(
         assert env is not None
         return model, env
     policy = load_policy(folder / POLICY)
-    settings: EnvSettings = read_config(folder)["env"]
     # VecNormalize is in the policy: it takes what the environment gives.
-    raw = replace(settings, kwargs={**settings.kwargs, **(env_kwargs or {})}).make(n_envs, render_mode)
+    raw = _with_kwargs(read_config(folder)["env"], env_kwargs).make(n_envs, render_mode)
     raw.seed(seed)
     return policy, raw
 

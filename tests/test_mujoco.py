@@ -43,7 +43,7 @@ def small(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     arms = {
         "default": Arm(("policy_kwargs.net_arch=[8]",)),
         "ddpg": Arm(
-            ("policy_kwargs.net_arch=[8]", "action_noise=0.1"), None, "stable_baselines3:DDPG", ("Pendulum-v1",)
+            ("policy_kwargs.net_arch=[8]", "action_noise=0.1"), None, "stable_baselines3:DDPG", {"Pendulum-v1": 2}
         ),
     }
     tasks = "Pendulum-v1", "sb3_simple_ddpg.scaled_pendulum:SimpleDDPG/PendulumScaled-v1"
@@ -186,6 +186,27 @@ def test_the_table_says_last_and_best_and_who_ends_above_whom(study, tmp_path, m
     assert study.median_seed(study.records_of("final"), "Hopper-v5", "ddpg") == 0
 
 
+def test_over_the_tasks_without_one_opponent_the_next_stands_in(study, tmp_path, monkeypatch):
+    arms = {"new": Arm(), "default": Arm(), "ddpg": Arm(seeds={"Hopper-v5": 2})}
+    of_round = Round(("Hopper-v5", "Ant-v5"), arms, ("ddpg", "default"), 20, 10, seeds=2)
+    monkeypatch.setattr(study, "HERE", tmp_path)
+    monkeypatch.setattr(study, "ROUNDS", {"final": of_round})
+    (tmp_path / "final").mkdir()
+    # Two runs each. Hopper: new is above both of ddpg, below both of default. Ant: above one of default's two: 1/2.
+    ends = {
+        "Hopper-v5": {"new": (20, 20), "default": (30, 30), "ddpg": (10, 10)},
+        "Ant-v5": {"new": (2, 2), "default": (1, 3)},
+    }
+    for task, of_arms in ends.items():
+        lines = [f"{arm},{seed},20,{end},0" for arm, both in of_arms.items() for seed, end in enumerate(both)]
+        (tmp_path / "final" / f"{task}.csv").write_text("\n".join([",".join(study.COLUMNS), *lines]) + "\n")
+    table = study.table("final", study.records_of("final"))
+    over = "- Over Hopper-v5, Ant-v5: a run of `new` ends above one of"
+    assert f"{over} `default` with probability 0.25 (" in table  # mean of 0 and 1/2
+    assert f"{over} `ddpg`, or where it has too few runs `default` with probability 0.75 (" in table  # of 1 and 1/2
+    assert f"{over} `ddpg` with" not in table  # one task
+
+
 def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, monkeypatch):
     arms = {"base": Arm(), "good": Arm(), "bad": Arm()}
     of_round = Round(("Hopper-v5", "Ant-v5"), arms, (), 20, 10, seeds=2, base="base")
@@ -241,7 +262,7 @@ def test_train_with_the_seed_of_a_record_gives_the_agent_of_that_record(normaliz
 def test_every_arm_of_the_study_can_be_built(study, tmp_path):
     for name, of_round in study.ROUNDS.items():
         for arm in of_round.arms:
-            task = (of_round.arms[arm].tasks or of_round.tasks)[0]
+            task = next(each for each in of_round.tasks if of_round.seeds_of(arm, each))
             job = study.Run(name, task, arm, of_round.first_seed).job(tmp_path)
             assert job.timesteps % of_round.eval_every == 0
             assert of_round.checkpoint_every % of_round.eval_every == 0

@@ -1,5 +1,6 @@
 """The rounds of the MuJoCo study: which arms, tasks, seeds and timesteps. Not here: how they are run (`run.py`)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,13 +13,14 @@ class Arm:
     :param settings: as after `--set` of `simple-ddpg compare`
     :param preset: one of `presets.PRESETS`, under the settings
     :param algorithm: a name that `--algorithms` knows
-    :param tasks: where it takes part; None: everywhere
+    :param seeds: with how many of the round's seeds it runs, by task; a task that is not named has none. None: with
+        all of them, everywhere
     """
 
     settings: tuple[str, ...] = ()
     preset: str | None = None
     algorithm: str = "sb3_simple_ddpg:SimpleDDPG"
-    tasks: tuple[str, ...] | None = None
+    seeds: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Round:
     :param against: arms that the others are compared with
     :param timesteps: of each run
     :param eval_every: timesteps between two evaluations
-    :param seeds: number of seeds
+    :param seeds: number of seeds; an arm may have fewer
     :param first_seed: fresh ones for each round that decides something
     :param checkpoint_every: timesteps between two checkpoints, for runs of hours, of SimpleDDPG alone; 0: none, a run
         that is stopped begins anew. An episode ends at each checkpoint
@@ -48,6 +50,15 @@ class Round:
     checkpoint_every: int = 0
     base: str | None = None
 
+    def seeds_of(self, arm: str, task: str) -> range:
+        """
+        :param arm: its name
+        :param task: name of the environment
+        :return: the seeds of its runs on that task
+        """
+        fewer = self.arms[arm].seeds
+        return range(self.first_seed, self.first_seed + (self.seeds if fewer is None else fewer.get(task, 0)))
+
 
 EVAL_EPISODES: Final = 10
 FAST: Final = "compile_updates=True"
@@ -60,7 +71,7 @@ FINAL: Final = {
     "ddpg": Arm(
         ("action_noise=0.1",),
         algorithm="stable_baselines3:DDPG",
-        tasks=("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5"),
+        seeds=dict.fromkeys(("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5"), 10),
     ),
 }
 SEVEN: Final = (
@@ -119,11 +130,25 @@ STEADIER: Final[dict[str, tuple[str, ...]]] = {
         *SLOWER,
         *WARM_UP,
     ),
-    "slow-warm-up": (*SLOW, *WARM_UP),
+    "norm-slow-batch-100": (*CHANGES["norm-both"], *SLOW, "batch_size=100"),
+    "norm-warm-up-batch-100": (*CHANGES["norm-both"], *WARM_UP, "batch_size=100"),
 }
-ON_HUMANOID: Final = ("norm", "norm-slow-warm-up", "norm-slower-warm-up", "simba-slower-warm-up")
 #: None of them in the final rounds.
 FOUR: Final = ("Pusher-v5", "LunarLanderContinuous-v3", "Swimmer-v5", "BipedalWalker-v3")
+#: Those of STEADIER that are not on LunarLander with one seed alone. On Pusher and Swimmer nothing falls: what counts
+#: there is how fast an arm learns.
+LANDER: Final = "LunarLanderContinuous-v3"
+FAST_TASKS: Final = {"Pusher-v5": 1, "Swimmer-v5": 1}
+MORE: Final[dict[str, dict[str, int]]] = {
+    "norm": {LANDER: 2, "Humanoid-v5": 1, **FAST_TASKS},
+    "norm-slow": {LANDER: 2},
+    "norm-slow-warm-up": {LANDER: 2, "Humanoid-v5": 1},
+    "norm-slower-warm-up": {LANDER: 2, "Humanoid-v5": 1, **FAST_TASKS},
+    "simba-slower-warm-up": {LANDER: 2, "Humanoid-v5": 1},
+    "norm-slow-warm-up-batch-100": {LANDER: 2, "Humanoid-v5": 1, **FAST_TASKS},
+    "norm-slow-batch-100": {LANDER: 2, **FAST_TASKS},
+    "norm-warm-up-batch-100": {LANDER: 1, **FAST_TASKS},
+}
 
 ROUNDS: Final = {
     "screening": Round(
@@ -132,14 +157,15 @@ ROUNDS: Final = {
     ),
     # Without BipedalWalker, which no change learned in so few timesteps.
     "combinations": Round(
-        FOUR[:3], {name: Arm((*BASE, *changes)) for name, changes in COMBINED.items()}, (), 25_000, 2_500, seeds=2,
-        first_seed=1_001, base="base",
+        FOUR[:3],
+        {name: Arm((*BASE, *changes), seeds=dict.fromkeys(FOUR[:3], 1) if "slow" in name else None)
+         for name, changes in COMBINED.items()},
+        (), 25_000, 2_500, seeds=2, first_seed=1_001, base="base",
     ),
-    # As long as the final rounds, on tasks whose episodes end by a fall; Humanoid, which takes twice as long, for some.
+    # As long as the final rounds, on tasks whose episodes end by a fall, and two others.
     "steadier": Round(
-        (FOUR[1], "Humanoid-v5"),
-        {name: Arm((*BASE, *changes), tasks=None if name in ON_HUMANOID else FOUR[1:2])
-         for name, changes in STEADIER.items()},
+        (LANDER, "Humanoid-v5", *FAST_TASKS),
+        {name: Arm((*BASE, *changes), seeds=MORE.get(name, {LANDER: 1})) for name, changes in STEADIER.items()},
         (), 100_000, 5_000, seeds=2, first_seed=1_003, base="norm",
     ),
     # Nothing learns to walk in so few timesteps either, so there is no base: its scale would be noise.

@@ -90,8 +90,8 @@ def planned() -> list[Run]:
         for name, each in ROUNDS.items()
         for seed in range(each.first_seed, each.first_seed + each.seeds)
         for task in each.tasks
-        for arm, of_arm in each.arms.items()
-        if of_arm.tasks is None or task in of_arm.tasks
+        for arm in each.arms
+        if seed in each.seeds_of(arm, task)
     ]
 
 
@@ -231,21 +231,25 @@ def with_interval(returns: Array) -> str:
     return comparison_report.text(statistics.interval([returns], statistics.mean), digits)
 
 
-def against(records: pd.DataFrame, tasks: Iterable[str], arm: str, other: str) -> str:
+def against(records: pd.DataFrame, tasks: Iterable[str], arm: str, *others: str) -> str:
     """
     :param records: of a round
     :param tasks: over which it is pooled: those where both have two runs or more
     :param arm: its name
-    :param other: whom it is compared with
+    :param others: whom it is compared with on each task: the first of them that has two runs there
     :return: probability that a run of the arm ends higher, with p where it is about one task; "" where none can be said
     """
-    pairs = [(scores(records, task, arm), scores(records, task, other)) for task in tasks]
-    pairs = [pair for pair in pairs if min(map(len, pair)) > 1]
-    if arm == other or not pairs:
+    pairs = []
+    for task in tasks:
+        own, theirs = scores(records, task, arm), [scores(records, task, other) for other in others]
+        their = next((each for each in theirs if len(each) > 1), None)
+        if len(own) > 1 and their is not None:
+            pairs.append((own, their))
+    if arm in others or not pairs:
         return ""
     if len(pairs) > 1:
-        own, their = zip(*pairs, strict=True)
-        return comparison_report.text(statistics.probability_of_improvement(own, their), 2)
+        owns, theirs = zip(*pairs, strict=True)
+        return comparison_report.text(statistics.probability_of_improvement(owns, theirs), 2)
     found = statistics.difference(*pairs[0])
     return f"{comparison_report.text(found.improvement, 2)}, p {found.p_value:.2g}"
 
@@ -260,7 +264,7 @@ def table(name: str, records: pd.DataFrame) -> str:
     for task, arm in dict.fromkeys(zip(records.env_id, records.algorithm, strict=True)):
         last, best = scores(records, task, arm), scores(records, task, arm, best=True)
         rows.append([
-            task, arm, f"{len(last)} of {of_round.seeds}", with_interval(last), with_interval(best),
+            task, arm, f"{len(last)} of {len(of_round.seeds_of(arm, task))}", with_interval(last), with_interval(best),
             *(against(records, [task], arm, other) for other in of_round.against),
         ])  # fmt: skip
     heads = (
@@ -272,14 +276,13 @@ def table(name: str, records: pd.DataFrame) -> str:
         *(f"above {each}" for each in of_round.against),
     )
     for arm in of_round.arms:
-        for other in of_round.against:
-            shared = [
-                task for task in of_round.tasks if min(len(scores(records, task, each)) for each in (arm, other)) > 1
-            ]
-            if arm != other and len(shared) > 1:
+        for others in dict.fromkeys([*((each,) for each in of_round.against), of_round.against]):
+            shared = [task for task in of_round.tasks if against(records, [task], arm, *others)]
+            if len(shared) > 1:
                 sentences.append(
-                    f"- Over {', '.join(shared)}: a run of `{arm}` ends above one of `{other}` with probability "
-                    f"{against(records, shared, arm, other)}."
+                    f"- Over {', '.join(shared)}: a run of `{arm}` ends above one of "
+                    f"{', or where it has too few runs '.join(f'`{each}`' for each in others)} with probability "
+                    f"{against(records, shared, arm, *others)}."
                 )
     for arm in THE_BEST.keys() & set(records.algorithm):
         seeds = [

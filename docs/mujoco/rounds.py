@@ -112,6 +112,7 @@ COMBINED: Final[dict[str, tuple[str, ...]]] = {
 #: What may keep a long training steady, alone and together: of layer norm in both, which 25,000 timesteps chose.
 SLOW, WARM_UP = ("learning_rate=3e-4",), ("learning_starts=10_000",)
 SLOWER: Final = ("learning_rate=1e-4",)  # SimBa's own
+FALLING: Final = ("learning_rate=LinearSchedule(start=1e-3, end=1e-4, end_fraction=1.0)",)
 STEADIER: Final[dict[str, tuple[str, ...]]] = {
     "norm": CHANGES["norm-both"],
     "norm-warm-up": (*CHANGES["norm-both"], *WARM_UP),
@@ -132,6 +133,7 @@ STEADIER: Final[dict[str, tuple[str, ...]]] = {
     ),
     "norm-slow-batch-100": (*CHANGES["norm-both"], *SLOW, "batch_size=100"),
     "norm-warm-up-batch-100": (*CHANGES["norm-both"], *WARM_UP, "batch_size=100"),
+    "norm-falling-warm-up-batch-100": (*CHANGES["norm-both"], *FALLING, *WARM_UP, "batch_size=100"),
 }
 #: None of them in the final rounds.
 FOUR: Final = ("Pusher-v5", "LunarLanderContinuous-v3", "Swimmer-v5", "BipedalWalker-v3")
@@ -143,11 +145,12 @@ MORE: Final[dict[str, dict[str, int]]] = {
     "norm": {LANDER: 2, "Humanoid-v5": 1, **FAST_TASKS},
     "norm-slow": {LANDER: 2},
     "norm-slow-warm-up": {LANDER: 2, "Humanoid-v5": 1},
-    "norm-slower-warm-up": {LANDER: 2, "Humanoid-v5": 1, **FAST_TASKS},
+    "norm-slower-warm-up": {LANDER: 2, "Humanoid-v5": 1},
     "simba-slower-warm-up": {LANDER: 2, "Humanoid-v5": 1},
     "norm-slow-warm-up-batch-100": {LANDER: 2, "Humanoid-v5": 1, **FAST_TASKS},
     "norm-slow-batch-100": {LANDER: 2, **FAST_TASKS},
-    "norm-warm-up-batch-100": {LANDER: 1, **FAST_TASKS},
+    "norm-warm-up-batch-100": {LANDER: 2, **FAST_TASKS},
+    "norm-falling-warm-up-batch-100": {LANDER: 2, **FAST_TASKS},
 }
 
 ROUNDS: Final = {

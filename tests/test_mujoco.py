@@ -237,11 +237,11 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
         text = "\n".join([",".join(study.COLUMNS), *(f"{line},0" for line in lines)])
         (tmp_path / "screening" / f"{task}.csv").write_text(f"{text}\n")
     found = study.screening_table("screening", study.records_of("screening"))
-    assert "| base | 60.0 (50.0 to 70.0) | 40.0 |  |  |  |" in found
+    assert "| base | 50.0, 70.0 / 40.0, 55.0 | 40.0 / 30.0 |  |  |  |" in found
     # Of the seed that both have: (110 - 50) / 100 and -1; (60 - 40) / 50 and -1; (35 - 30) / 25 and -1.
-    assert "| good | 110.0 | 20.0 | -0.20 | -0.30 | -0.40 |" in found
+    assert "| good | 110.0 / 60.0 | 20.0 / 15.0 | -0.20 | -0.30 | -0.40 |" in found
     # Hopper alone: (10 - 50) / 100; (10 - 40) / 50; (10 - 30) / 25.
-    assert "| bad | 10.0 |  | -0.40 | -0.60 | -0.80 |" in found
+    assert "| bad | 10.0 / 10.0 |  | -0.40 | -0.60 | -0.80 |" in found
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -62,11 +62,20 @@ class Round:
 
 EVAL_EPISODES: Final = 10
 FAST: Final = "compile_updates=True"
-#: The preset that the screening chose.
+#: The preset that the screenings chose.
 THE_BEST: Final = {"layer-norm": Arm((FAST,), "layer-norm")}
 
+SEVEN: Final = (
+    "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Reacher-v5", "InvertedPendulum-v5",
+    "InvertedDoublePendulum-v5",
+)  # fmt: skip
 FINAL: Final = {
     **THE_BEST,
+    # What the first screenings chose; it was stopped when it went up and down on the tasks where something falls.
+    "norm": Arm(
+        ("action_noise=0.1", FAST, "policy_kwargs.net_arch=[256,256]", "policy_kwargs.layers=layer_norm"),
+        seeds={**dict.fromkeys(SEVEN, 1), "HalfCheetah-v5": 2},
+    ),
     "default": Arm((FAST,)),
     "ddpg": Arm(
         ("action_noise=0.1",),
@@ -74,10 +83,6 @@ FINAL: Final = {
         seeds=dict.fromkeys(("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5"), 10),
     ),
 }
-SEVEN: Final = (
-    "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Reacher-v5", "InvertedPendulum-v5",
-    "InvertedDoublePendulum-v5",
-)  # fmt: skip
 
 #: One change each of the base, and what SimBa is beside its layers; then what helped, together.
 BASE: Final = (FAST, "policy_kwargs.net_arch=[256,256]")

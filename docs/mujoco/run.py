@@ -296,7 +296,7 @@ def screening_table(name: str, records: pd.DataFrame) -> str:
     """
     :param name: of a round with a base
     :param records: its evaluations
-    :return: a row for each arm: its last evaluations on each task, and how far it is from the base over the tasks and
+    :return: a row for each arm: what its runs reach on each task, and how far it is from the base over the tasks and
         seeds that both have
     """
     of_round, arms = ROUNDS[name], [arm for arm in ROUNDS[name].arms if arm in set(records.algorithm)]
@@ -306,13 +306,13 @@ def screening_table(name: str, records: pd.DataFrame) -> str:
             {"algorithm": arm, "seed": seed} | measures(curve, of_round.timesteps)
             for (arm, seed), curve in records[records.env_id == task].groupby(["algorithm", "seed"])
         ])  # fmt: skip
-        for arm in arms:
-            last = scores(records, task, arm)
-            digits = runs.digits_of(last)
-            spread = f" ({last.min():z,.{digits}f} to {last.max():z,.{digits}f})" if len(last) > 1 else ""
-            cells[task, arm] = f"{last.mean():z,.{digits}f}{spread}" if len(last) else ""
         if measured.empty:
             continue
+        for arm, own in measured.sort_values("seed").groupby("algorithm"):
+            digits = runs.digits_of(own["last"])
+            cells[task, arm] = " / ".join(
+                ", ".join(f"{each:z,.{digits}f}" for each in own[metric]) for metric in ("last", "half")
+            )
         measured = measured.set_index(["algorithm", "seed"])
         means = measured.groupby("algorithm").mean()
         if (means.nunique() > 1).all():  # else nothing differs
@@ -326,7 +326,7 @@ def screening_table(name: str, records: pd.DataFrame) -> str:
     for arm in arms:
         found = [of_task.loc[arm] for of_task in gains if arm in of_task.index]
         said = [""] * 3 if arm == of_round.base or not found else [f"{gain:+.2f}" for gain in np.mean(found, 0)]
-        rows.append([arm, *(cells[task, arm] for task in of_round.tasks), *said])
+        rows.append([arm, *(cells.get((task, arm), "") for task in of_round.tasks), *said])
     heads = ("change", *of_round.tasks, *(f"{each}, from {of_round.base}" for each in ("last", "second half", "area")))
     return f"{markdown(heads, rows, []).strip()}\n\n{SCREENED}"
 
@@ -343,10 +343,10 @@ def measures(curve: pd.DataFrame, timesteps: int) -> dict[str, float]:
     return {"last": curve.mean_return.iloc[-1], "half": areas[0], "area": areas[1]}
 
 
-SCREENED: Final = """Cells: the mean of the last evaluations (lowest to highest run). The last three columns are means
-over tasks, with the seeds that both have, of normalised returns: 0 is the lowest arm of the task, 1 its highest. *Area*
-is the mean return over training, *second half* over the second half of it. There is no interval: so few seeds show what
-is large, and nothing else."""
+SCREENED: Final = """Cells: the last evaluations / the mean returns over the second half of training, each with a
+figure for each seed. The last three columns are means over tasks, with the seeds that both have, of normalised
+returns: 0 is the lowest arm of the task, 1 its highest. *Area* is the mean return over training. There is no interval:
+so few seeds show what is large, and nothing else."""
 
 
 #: Published results of plain DDPG, with what they are; a cell may be empty. "a / b" are two figures that the row's

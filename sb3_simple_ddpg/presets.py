@@ -91,12 +91,12 @@ ROBUST: Final[Preset] = {
     "policy_kwargs": {"net_arch": [64, 64], "last_layer_init": 3e-3},
 }
 
-#: Layer norm in actor and critic, two hidden layers of 256, a learning rate that falls; batches and random timesteps of
-#: Fujimoto et al. 2018. Chosen in screenings on Pusher, LunarLander, Swimmer and Humanoid with one to three seeds
-#: (docs/mujoco/summary.md): layer norm among ten changes of the networks, the learning rate for 100,000 timesteps,
-#: where a constant 1e-3 goes up and down to the end. What it reaches on seven other tasks: docs/mujoco.md.
+#: Layer norm in actor and critic, two hidden layers of 256, a learning rate that falls to 0; batches and random
+#: timesteps of Fujimoto et al. 2018. Chosen in screenings on Pusher, LunarLander, Swimmer and Humanoid with one to
+#: three seeds (docs/mujoco/summary.md): layer norm among ten changes of the networks, the learning rate for 100,000
+#: timesteps, where a constant 1e-3 goes up and down to the end. What it reaches on seven other tasks: docs/mujoco.md.
 LAYER_NORM: Final[Preset] = {
-    "learning_rate": LinearSchedule(start=1e-3, end=1e-4, end_fraction=1.0),
+    "learning_rate": LinearSchedule(start=1e-3, end=0.0, end_fraction=1.0),
     "learning_starts": 10_000,
     "batch_size": 100,
     "action_noise": 0.1,

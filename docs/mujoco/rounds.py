@@ -118,6 +118,7 @@ COMBINED: Final[dict[str, tuple[str, ...]]] = {
 SLOW, WARM_UP = ("learning_rate=3e-4",), ("learning_starts=10_000",)
 SLOWER: Final = ("learning_rate=1e-4",)  # SimBa's own
 FALLING: Final = ("learning_rate=LinearSchedule(start=1e-3, end=1e-4, end_fraction=1.0)",)
+TO_ZERO: Final = ("learning_rate=LinearSchedule(start=1e-3, end=0.0, end_fraction=1.0)",)  # RL Zoo's lin_1e-3
 STEADIER: Final[dict[str, tuple[str, ...]]] = {
     "norm": CHANGES["norm-both"],
     "norm-warm-up": (*CHANGES["norm-both"], *WARM_UP),
@@ -139,10 +140,11 @@ STEADIER: Final[dict[str, tuple[str, ...]]] = {
     "norm-slow-batch-100": (*CHANGES["norm-both"], *SLOW, "batch_size=100"),
     "norm-warm-up-batch-100": (*CHANGES["norm-both"], *WARM_UP, "batch_size=100"),
     "norm-falling-warm-up-batch-100": (*CHANGES["norm-both"], *FALLING, *WARM_UP, "batch_size=100"),
+    "norm-to-zero-warm-up-batch-100": (*CHANGES["norm-both"], *TO_ZERO, *WARM_UP, "batch_size=100"),
 }
 #: None of them in the final rounds.
 FOUR: Final = ("Pusher-v5", "LunarLanderContinuous-v3", "Swimmer-v5", "BipedalWalker-v3")
-#: Those of STEADIER that are not on LunarLander with one seed alone. On Pusher and Swimmer nothing falls: what counts
+#: Those of STEADIER that have more than one seed of LunarLander. On Pusher and Swimmer nothing falls: what counts
 #: there is how fast an arm learns.
 LANDER: Final = "LunarLanderContinuous-v3"
 FAST_TASKS: Final = {"Pusher-v5": 1, "Swimmer-v5": 1}
@@ -152,10 +154,11 @@ MORE: Final[dict[str, dict[str, int]]] = {
     "norm-slow-warm-up": {LANDER: 2, "Humanoid-v5": 1},
     "norm-slower-warm-up": {LANDER: 2, "Humanoid-v5": 1},
     "simba-slower-warm-up": {LANDER: 2, "Humanoid-v5": 1},
-    "norm-slow-warm-up-batch-100": {LANDER: 2, "Humanoid-v5": 1, **FAST_TASKS},
-    "norm-slow-batch-100": {LANDER: 2, **FAST_TASKS},
+    "norm-slow-warm-up-batch-100": {LANDER: 2, **FAST_TASKS},
+    "norm-slow-batch-100": FAST_TASKS,
     "norm-warm-up-batch-100": {LANDER: 2, **FAST_TASKS},
     "norm-falling-warm-up-batch-100": {LANDER: 2, **FAST_TASKS},
+    "norm-to-zero-warm-up-batch-100": {LANDER: 2},
 }
 
 ROUNDS: Final = {

@@ -353,6 +353,16 @@ def test_a_preset_is_taken_and_set_changes_it_without_touching_the_preset(tmp_pa
     assert presets.FUJIMOTO2018["policy_kwargs"] == {"net_arch": [400, 300]}
 
 
+def test_a_run_of_random_timesteps_alone_says_that_nothing_was_learned(tmp_path, capsys):
+    assert train("--timesteps", "5", "--preset", "layer-norm", "--out", str(tmp_path / "random")) == 0
+    said = "Nothing was learned: learning begins after 10000 random timesteps, and this run had 5."
+    assert said in capsys.readouterr().out
+    cured = ["--timesteps", "105", "--preset", "layer-norm", "--set", "learning_starts=100"]
+    assert train(*cured, "--out", str(tmp_path / "cured")) == 0
+    assert "Nothing was learned" not in capsys.readouterr().out
+    assert SimpleDDPG.load(tmp_path / "cured" / "model.zip")._n_updates == 5  # at 101 to 105
+
+
 def test_a_folder_that_is_not_empty_is_left_alone_unless_told(tmp_path, capsys):
     out = tmp_path / "run"
     assert train("--timesteps", "5", "--normalize", "--out", str(out)) == 0

@@ -209,6 +209,11 @@ def _learn(model: SimpleDDPG, folder: Path, timesteps: int, progress: bool, eval
         return 1
     if interrupted:
         return 130
+    if model.num_timesteps <= model.learning_starts:
+        print(
+            f"Nothing was learned: learning begins after {model.learning_starts} random timesteps, and this run had "
+            f"{model.num_timesteps}. Give more --timesteps, or --set learning_starts=100."
+        )
     if eval_episodes:
         returns = runs.evaluate_run(folder, eval_episodes, config["seed"] + 10_000)
         print_evaluation(returns)

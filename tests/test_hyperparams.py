@@ -86,6 +86,20 @@ def test_the_entry_that_others_start_from_is_the_preset_robust():
     } == presets.ROBUST
 
 
+def test_the_entry_of_the_mujoco_tasks_is_the_preset_layer_norm():
+    entry = ALL[".layer-norm"]
+    schedule = presets.LAYER_NORM["learning_rate"]
+    assert entry["learning_rate"] == "lin_1e-3"  # which falls to 0
+    assert [schedule(progress) for progress in (1.0, 0.5, 0.0)] == [1e-3, 5e-4, 0.0]
+    assert {
+        "learning_rate": schedule,
+        "learning_starts": entry["learning_starts"],
+        "batch_size": entry["batch_size"],
+        "action_noise": entry["noise_std"],
+        "policy_kwargs": eval(entry["policy_kwargs"]),
+    } == presets.LAYER_NORM
+
+
 @pytest.mark.long
 def test_rl_zoo_builds_a_simple_ddpg_of_every_entry(tmp_path: Path):
     env_ids = [env_id for env_id in ENTRIES if env_id != "default"]

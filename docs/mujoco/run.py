@@ -231,21 +231,32 @@ def with_interval(returns: Array) -> str:
     return comparison_report.text(statistics.interval([returns], statistics.mean), digits)
 
 
-def against(records: pd.DataFrame, tasks: Iterable[str], arm: str, *others: str) -> str:
+def pairs_of(
+    records: pd.DataFrame, tasks: Iterable[str], arm: str, others: Sequence[str]
+) -> dict[str, tuple[Array, Array]]:
     """
     :param records: of a round
-    :param tasks: over which it is pooled: those where both have two runs or more
+    :param tasks: names of environments
     :param arm: its name
     :param others: whom it is compared with on each task: the first of them that has two runs there
-    :return: probability that a run of the arm ends higher, with p where it is about one task; "" where none can be said
+    :return: last returns of both by task, where both have two runs or more; nothing for an arm and itself
     """
-    pairs = []
-    for task in tasks:
+    pairs = {}
+    for task in tasks if arm not in others else ():
         own, theirs = scores(records, task, arm), [scores(records, task, other) for other in others]
         their = next((each for each in theirs if len(each) > 1), None)
         if len(own) > 1 and their is not None:
-            pairs.append((own, their))
-    if arm in others or not pairs:
+            pairs[task] = own, their
+    return pairs
+
+
+def above(pairs: Iterable[tuple[Array, Array]]) -> str:
+    """
+    :param pairs: returns of an arm and of another, by task
+    :return: probability that a run of the arm ends higher, with p where it is about one task; "" where there is no pair
+    """
+    pairs = list(pairs)
+    if not pairs:
         return ""
     if len(pairs) > 1:
         owns, theirs = zip(*pairs, strict=True)
@@ -265,7 +276,7 @@ def table(name: str, records: pd.DataFrame) -> str:
         last, best = scores(records, task, arm), scores(records, task, arm, best=True)
         rows.append([
             task, arm, f"{len(last)} of {len(of_round.seeds_of(arm, task))}", with_interval(last), with_interval(best),
-            *(against(records, [task], arm, other) for other in of_round.against),
+            *(above(pairs_of(records, [task], arm, [other]).values()) for other in of_round.against),
         ])  # fmt: skip
     heads = (
         "task",
@@ -277,12 +288,12 @@ def table(name: str, records: pd.DataFrame) -> str:
     )
     for arm in of_round.arms:
         for others in dict.fromkeys([*((each,) for each in of_round.against), of_round.against]):
-            shared = [task for task in of_round.tasks if against(records, [task], arm, *others)]
-            if len(shared) > 1:
+            pairs = pairs_of(records, of_round.tasks, arm, others)
+            if len(pairs) > 1:
                 sentences.append(
-                    f"- Over {', '.join(shared)}: a run of `{arm}` ends above one of "
+                    f"- Over {', '.join(pairs)}: a run of `{arm}` ends above one of "
                     f"{', or where it has too few runs '.join(f'`{each}`' for each in others)} with probability "
-                    f"{against(records, shared, arm, *others)}."
+                    f"{above(pairs.values())}."
                 )
     for arm in THE_BEST.keys() & set(records.algorithm):
         seeds = [

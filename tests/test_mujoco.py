@@ -176,8 +176,10 @@ def test_the_table_says_last_and_best_and_who_ends_above_whom(study, tmp_path, m
     np.testing.assert_array_equal(study.scores(records, "Hopper-v5", "default"), [30, 10])
     np.testing.assert_array_equal(study.scores(records, "Hopper-v5", "default", best=True), [50, 20])
     page = study.page()
-    assert re.search(r"\| Hopper-v5 \| default \| 2 of 3 \| 20\.0 \(\S+ to \S+\) \| 35\.0 \(\S+ to \S+\) \|  \|", page)
-    assert "| Hopper-v5 | ddpg | 1 of 3 | 20.0 | 20.0 |  |" in page  # one run has no interval and beats nobody
+    interval = r"\(\S+ to \S+\)"
+    ends = rf"\| Hopper-v5 \| default \| 2 of 3 \| 20\.0 {interval} \| 10\.0, 30\.0 \| 35\.0 {interval} \|  \|"
+    assert re.search(ends, page)
+    assert "| Hopper-v5 | ddpg | 1 of 3 | 20.0 |  | 20.0 |  |" in page  # one run has no interval and beats nobody
     assert study.median_seed(records, "Hopper-v5", "default") == 1  # of 30 and 10 the lower one
     with (tmp_path / "final" / "Hopper-v5.csv").open("a") as file:
         file.write("ddpg,1,0,1,0\nddpg,1,20,5,2\nddpg,2,20,90,2\n")
@@ -242,6 +244,19 @@ def test_a_screening_says_how_far_each_change_is_from_the_base(study, tmp_path, 
     assert "| good | 110.0 / 60.0 | 20.0 / 15.0 | -0.20 | -0.30 | -0.40 |" in found
     # Hopper alone: (10 - 50) / 100; (10 - 40) / 50; (10 - 30) / 25.
     assert "| bad | 10.0 / 10.0 |  | -0.40 | -0.60 | -0.80 |" in found
+
+
+def test_the_evidence_in_rl_zoos_file_is_what_the_records_say(study):
+    evidence = r"^# own runs: seeds 0 to (\d): mean ([-\d.]+), lowest ([-\d.]+), after 100,000 timesteps .*\n(\S+):"
+    lines = (FOLDER.parent.parent / "hyperparams" / "simple_ddpg.yml").read_text("utf-8")
+    found = re.findall(evidence, lines, re.MULTILINE)
+    assert len(found) == lines.count("(docs/mujoco.md)") > 0
+    records = study.records_of("final-100k")
+    for last_seed, mean, lowest, task in found:
+        ends = study.scores(records, task, "layer-norm")
+        assert len(ends) == int(last_seed) + 1, task
+        for said, recorded in ((mean, ends.mean()), (lowest, ends.min())):
+            assert float(said) == round(recorded, len(said.partition(".")[2])), task
 
 
 @pytest.mark.parametrize("normalize", [False, True])

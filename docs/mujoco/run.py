@@ -231,6 +231,15 @@ def with_interval(returns: Array) -> str:
     return comparison_report.text(statistics.interval([returns], statistics.mean), digits)
 
 
+def extremes(returns: Array) -> str:
+    """
+    :param returns: one for each run
+    :return: of the lowest and of the highest run, where there is more than one
+    """
+    digits = runs.digits_of(returns)
+    return f"{returns.min():z,.{digits}f}, {returns.max():z,.{digits}f}" if len(returns) > 1 else ""
+
+
 def pairs_of(
     records: pd.DataFrame, tasks: Iterable[str], arm: str, others: Sequence[str]
 ) -> dict[str, tuple[Array, Array]]:
@@ -275,7 +284,8 @@ def table(name: str, records: pd.DataFrame) -> str:
     for task, arm in dict.fromkeys(zip(records.env_id, records.algorithm, strict=True)):
         last, best = scores(records, task, arm), scores(records, task, arm, best=True)
         rows.append([
-            task, arm, f"{len(last)} of {len(of_round.seeds_of(arm, task))}", with_interval(last), with_interval(best),
+            task, arm, f"{len(last)} of {len(of_round.seeds_of(arm, task))}", with_interval(last), extremes(last),
+            with_interval(best),
             *(above(pairs_of(records, [task], arm, [other]).values()) for other in of_round.against),
         ])  # fmt: skip
     heads = (
@@ -283,6 +293,7 @@ def table(name: str, records: pd.DataFrame) -> str:
         "arm",
         "seeds",
         "last evaluation",
+        "lowest and highest last",
         "best evaluation",
         *(f"above {each}" for each in of_round.against),
     )

@@ -475,6 +475,13 @@ def test_pictures_show_the_numbers_and_can_be_told_apart_in_grey():
     ]
 
 
+def test_the_legend_names_an_algorithm_that_has_no_run_on_the_first_environment():
+    made = made_up({"a": [-200.0], "b": [-700.0]}, env_ids=("Pendulum-v1", "Other-v0"))
+    evaluations = made.evaluations[(made.evaluations.env_id != "Pendulum-v1") | (made.evaluations.algorithm != "a")]
+    (legend,) = plotting.plot_learning_curves(evaluations).legends
+    assert sorted(text.get_text() for text in legend.texts) == ["a", "b"]
+
+
 def test_the_looks_differ_in_lightness():
     """In grey only lightness is left; neighbours differ by a tenth of the scale at least."""
     rgb = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in plotting._COLOURS]

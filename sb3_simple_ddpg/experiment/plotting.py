@@ -15,6 +15,7 @@ from sb3_simple_ddpg.experiment.statistics import Array, Interval
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -123,8 +124,15 @@ def plot_learning_curves(
             panel.set_xlim(left=0)
         row[0].set_ylabel("return of an evaluation episode\n(interquartile mean, 95 % band)")
         row[0].xaxis.set_major_formatter("{x:,.0f}")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
+    # From all panels: on the first environment an algorithm may have no run.
+    handles: dict[str, Artist] = {}
+    for panel in panels.flat:
+        handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    labels = [*names, *(label for label in handles if label not in names)]
+    figure.legend(
+        [handles[label] for label in labels], labels, loc="outside upper center", ncols=min(len(labels), 6),
+        frameon=False,
+    )  # fmt: skip
     return figure
 
 

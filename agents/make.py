@@ -29,12 +29,14 @@ HEAD: Final = """# Trained agents
 simple-ddpg evaluate agents/Pendulum-v1
 ```
 
-plays 100 deterministic episodes and prints the numbers of the table. InvertedPendulum needs
-`pip install ".[mujoco]"`. `SimpleDDPG.load("agents/Pendulum-v1/model.zip")` goes on from there; like any zip of
-SB3 it may run code when it is loaded, so take it from this repository alone. `config.json` has every setting,
+plays 100 deterministic episodes and prints the numbers of the table. HalfCheetah, InvertedPendulum and
+Reacher need `pip install ".[mujoco]"`. `SimpleDDPG.load("agents/Pendulum-v1/model.zip")` goes on from there; like any
+zip of SB3 it may run code when it is loaded, so take it from this repository alone. Where networks are large there is
+`policy.safetensors` instead, which [plays](../docs/export.md) and cannot run code. `config.json` has every setting,
 `monitor.csv` the training's returns.
 
-One agent each: seed 0 of one `simple-ddpg train`. What to expect of the settings over many seeds is told by
+One agent each, from one `simple-ddpg train`: seed 0, and with the preset `layer-norm` the seed in the middle of ten, by
+[its records](../docs/mujoco/summary.md#final-100k). What to expect over many seeds is told by those and by
 [the study](../docs/study.md), not by this table. `make agents` trains and evaluates them anew, and writes this page.
 
 """
@@ -75,11 +77,15 @@ class Agent:
 
 SMALL: Final = ("--set", "policy_kwargs.net_arch=[64,64]", "compile_updates=True")
 ROBUST: Final = ("--preset", "robust", *SMALL)
+#: As in docs/mujoco, whose records say which seed is in the middle.
+LAYER_NORM: Final = ("--preset", "layer-norm", "--set", "compile_updates=True")
 AGENTS: Final = (
     Agent("Pendulum-v1", 20_000, ("--preset", "pendulum", *SMALL)),
     Agent("MountainCarContinuous-v0", 50_000, (*ROBUST, "action_noise=OrnsteinUhlenbeck(sigma=0.5)")),
     Agent("LunarLanderContinuous-v3", 300_000, ROBUST),
     Agent("InvertedPendulum-v5", 40_000, SMALL),
+    Agent("HalfCheetah-v5", 100_000, LAYER_NORM, seed=1, policy_alone=True),
+    Agent("Reacher-v5", 100_000, LAYER_NORM, seed=5, policy_alone=True),
 )
 
 
@@ -119,6 +125,8 @@ def page(folder: Path) -> str:
     versions: dict[str, Any] = {}
     for path in sorted(folder.glob(f"*/{runs.CONFIG}")):
         config = json.loads(path.read_text())
+        if "evaluation" not in config:  # one that is being made beside this one
+            continue
         measured = config["evaluation"]
         digits = measured.get("digits", 1)
         versions |= {f"{name} {number}": None for name, number in config["versions"].items()}

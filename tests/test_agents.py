@@ -23,6 +23,8 @@ FOLDERS = sorted(path.parent for path in make.FOLDER.glob(f"*/{runs.CONFIG}"))
 #: Returns at which a task counts as solved: Gymnasium's, and for Pendulum the customary one.
 SOLVED = {"Pendulum-v1": -200.0, "MountainCarContinuous-v0": 90.0, "LunarLanderContinuous-v3": 200.0}
 SOLVED |= {"InvertedPendulum-v5": 950.0}
+#: Tasks without such a return, or one that takes more timesteps: `test_mujoco.py` compares those agents with records.
+RECORDED = {"HalfCheetah-v5", "Reacher-v5"}
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def test_the_page_is_what_the_files_say():
 def test_an_agent_is_small_and_does_what_its_page_says(folder: Path):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 500_000
     measured = config_of(folder)["evaluation"]
-    assert measured["mean"] >= SOLVED[folder.name]
+    assert folder.name in RECORDED or measured["mean"] >= SOLVED[folder.name]
     # Ten episodes more: their mean is within four of its standard errors, and a little for other processors' rounding.
     returns = runs.evaluate_run(folder, 10, seed=77)
     assert abs(np.mean(returns) - measured["mean"]) < 4 * measured["std"] / np.sqrt(10) + 0.01 * abs(measured["mean"])

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch as th
 
+from agents import make
 from docs.mujoco.rounds import Arm, Round
 from sb3_simple_ddpg.command_line import cli
 from sb3_simple_ddpg.experiment import engines, runs, worker
 from sb3_simple_ddpg.experiment.algorithms import effective_settings, find_algorithms
 from sb3_simple_ddpg.experiment.worker import execute_or_explain
+from tests.test_agents import RECORDED
 
 FOLDER = Path(__file__).parent.parent / "docs" / "mujoco"
 
@@ -257,6 +259,16 @@ def test_the_evidence_in_rl_zoos_file_is_what_the_records_say(study):
         assert len(ends) == int(last_seed) + 1, task
         for said, recorded in ((mean, ends.mean()), (lowest, ends.min())):
             assert float(said) == round(recorded, len(said.partition(".")[2])), task
+
+
+def test_an_agent_with_the_preset_is_the_run_in_the_middle_and_plays_like_one(study):
+    records, ours = study.records_of("final-100k"), [each for each in make.AGENTS if "layer-norm" in each.options]
+    assert {each.env_id for each in ours} >= RECORDED
+    for agent in ours:
+        assert (agent.seed, agent.timesteps) == (study.median_seed(records, agent.env_id, "layer-norm"), 100_000)
+        measured = json.loads((make.FOLDER / agent.env_id / runs.CONFIG).read_text())["evaluation"]["mean"]
+        ends = study.scores(records, agent.env_id, "layer-norm")
+        assert ends.min() <= measured <= ends.max(), agent.env_id
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -66,6 +66,9 @@ def test_make_writes_an_agent_that_evaluate_gives_the_same_returns_for(
         assert load_policy(folder / "policy.safetensors").source["timesteps"] == 150
     else:
         assert SimpleDDPG.load(folder / "model.zip").num_timesteps == 150
+    begun = tmp_path / "begun-beside-it"
+    begun.mkdir()
+    (begun / "config.json").write_text("{}")  # has no evaluation yet
     row = make.page(tmp_path).splitlines()[-3]
     mean, deviation = re.findall(r"\| (-?[\d.]+) ", row)[:2]
     assert f"`simple-ddpg train --env {agent.env_id} --timesteps 150 --seed 0 --set 'policy_kwargs.net_arch=[8]'" in row

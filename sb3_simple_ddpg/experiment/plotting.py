@@ -128,7 +128,7 @@ def plot_learning_curves(
     handles: dict[str, Artist] = {}
     for panel in panels.flat:
         handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    labels = [*names, *(label for label in handles if label not in names)]
+    labels = sorted(handles, key=lambda label: names.index(label) if label in names else len(names))
     figure.legend(
         [handles[label] for label in labels], labels, loc="outside upper center", ncols=min(len(labels), 6),
         frameon=False,
